@@ -1,0 +1,103 @@
+"""What the machine did, counted: the machine emits events and knows no latency.
+
+Every event is counted under the VM exit during whose handling it happened (its *reason*), or
+under :data:`GUEST` while no exit is being handled; so a price list turns the counts of one run
+into cycles per exit reason with one product, for any CPU of the same shape.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import IntEnum
+from typing import NamedTuple
+
+__all__ = ["GUEST", "Event", "EventLog", "ExitRecord"]
+
+#: The row of events outside the handling of any VM exit (set-up by the VMM, guest execution).
+GUEST = -1
+
+
+class Event(IntEnum):
+    """Kinds of event that have a price or a place in the ledger."""
+
+    __hash__ = int.__hash__
+
+    VM_ENTRY = 0
+    """A successful VM entry (VMLAUNCH or VMRESUME)."""
+    VM_EXIT = 1
+    """A VM exit."""
+    FAULT_EXIT = 2
+    """A VM exit that found out during execution (exception, EPT violation, misconfiguration)."""
+    VMREAD = 3
+    """A VMREAD in VMX root operation."""
+    VMWRITE = 4
+    """A VMWRITE in VMX root operation."""
+    INVALIDATION = 5
+    """An INVEPT or INVVPID."""
+    VMX_INSTRUCTION = 6
+    """Any other VMX instruction in VMX root operation (VMPTRLD, VMCLEAR ...)."""
+    ENTRY_FAILURE = 7
+    """A VM entry that failed after it began to load guest state (reasons 33, 34, 41)."""
+    VMFAIL = 8
+    """A VMX instruction that ended in VMfail."""
+    INJECTION = 9
+    """An event delivered to the guest by VM entry."""
+    DELIVERY = 10
+    """An exception or interrupt delivered through the guest's IDT without a VM exit."""
+    GUEST_INSTRUCTION = 11
+    """An instruction of a trace that took effect in the guest without a VM exit."""
+
+
+class ExitRecord(NamedTuple):
+    """One VM exit of a run, for reports (units: steps are guest steps since the start)."""
+
+    sequence: int
+    processor: int
+    step: int
+    reason: int
+    qualification: int
+    guest_rip: int
+    guest_physical_address: int
+    injected: int
+
+
+class EventLog:
+    """Counts of events by exit reason, and the last exits one by one.
+
+    Parameters
+    ----------
+    keep_exits : int
+        How many of the latest exits are kept as records; the counts are always complete.
+    """
+
+    def __init__(self, keep_exits: int = 100_000) -> None:
+        self.counts: dict[int, list[int]] = {GUEST: [0] * len(Event)}
+        self.exits: deque[ExitRecord] = deque(maxlen=keep_exits)
+        self.exit_count = 0
+        self.reason = GUEST
+        self._row = self.counts[GUEST]
+
+    def count(self, event: Event, times: int = 1) -> None:
+        """Count `event` under the exit reason that is being handled."""
+        self._row[event] += times
+
+    def handle(self, reason: int) -> None:
+        """Count what follows under exit reason `reason` (or :data:`GUEST`)."""
+        self.reason = reason
+        row = self.counts.get(reason)
+        if row is None:
+            row = self.counts[reason] = [0] * len(Event)
+        self._row = row
+
+    def vm_exit(self, record: ExitRecord, *, fault: bool) -> None:
+        """Count a VM exit and keep its record; what follows belongs to its reason."""
+        self.handle(record.reason)
+        self._row[Event.VM_EXIT] += 1
+        if fault:
+            self._row[Event.FAULT_EXIT] += 1
+        self.exit_count += 1
+        self.exits.append(record)
+
+    def total(self, event: Event) -> int:
+        """Return how often `event` happened in all."""
+        return sum(row[event] for row in self.counts.values())
