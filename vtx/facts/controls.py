@@ -8,8 +8,6 @@ Source: SDM, "VM-Execution Control Fields", "VM-Exit Control Fields", "VM-Entry 
 and the appendix "VMX Capability Reporting Facility".
 """
 
-from __future__ import annotations
-
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -117,12 +115,8 @@ class ControlGroup(NamedTuple):
     activated_by: str | None
 
 
-class _Row(NamedTuple):
-    bit: int
-    sdm_name: str
-    meaning: str
-    depends: str | None
-    note: str | None
+#: What a row says: bit, name in the manual, meaning, depends, note.
+_Row = tuple[int, str, str, str | None, str | None]
 
 
 class _Rows:
@@ -140,7 +134,7 @@ class _Rows:
         depends: str | None = None,
         note: str | None = None,
     ) -> int:
-        self.rows.append(_Row(bit, sdm_name, meaning, depends, note))
+        self.rows.append((bit, sdm_name, meaning, depends, note))
         return 1 << bit
 
 
@@ -551,14 +545,14 @@ def _group(
             member,
             key,
             member._name_.lower(),
-            row.bit,
-            row.sdm_name,
-            row.meaning,
-            row.bit in default1,
-            row.depends,
-            row.note,
+            bit,
+            sdm_name,
+            meaning,
+            bit in default1,
+            depends,
+            note,
         )
-        for member, row in zip(members, rows.rows, strict=True)
+        for member, (bit, sdm_name, meaning, depends, note) in zip(members, rows.rows, strict=True)
     )
     return ControlGroup(
         key, title, members, field, width, *msrs, default1_mask, reserved, controls, activated_by

@@ -4,8 +4,6 @@ Each row says which exit-information fields the exit fills (SDM, "Recording VM-E
 and Updating VM-entry Control Fields"). The numbers 35, 38, 42, 71, 82 and 83 are not used.
 """
 
-from __future__ import annotations
-
 from enum import IntEnum, StrEnum
 from functools import partial
 from typing import NamedTuple
@@ -46,65 +44,10 @@ class Filled(StrEnum):
     CONDITIONAL = "conditional"
 
 
-class ExitInfo(NamedTuple):
-    """One basic exit reason.
-
-    Attributes
-    ----------
-    reason : ExitReason
-        The reason; its value is the number.
-    name : str
-        The reason's name in lower case.
-    sdm_title : str
-        The name the manual prints.
-    meaning : str
-        What happened.
-    kind : ExitKind
-        Fault-like, trap-like, an event, or a failed VM entry.
-    qualification : str or None
-        Layout of the exit qualification (a key of
-        :data:`vtx.facts.qualifications.QUALIFICATIONS`); None: the field is cleared.
-    guest_linear_address, guest_physical_address, instruction_length : Filled
-        Whether the field is filled; NO leaves it undefined.
-    instruction_information : str or None
-        Layout of the VM-exit instruction information (a key of
-        :data:`vtx.facts.qualifications.INSTRUCTION_INFORMATION`); None: undefined.
-    interruption_information : Filled
-        Whether the valid bit of the VM-exit interruption information is set.
-    idt_vectoring_possible : bool
-        Whether the exit can happen while another event is being delivered.
-    note : str or None
-        What else is worth knowing.
-    """
-
-    reason: ExitReason
-    name: str
-    sdm_title: str
-    meaning: str
-    kind: ExitKind
-    qualification: str | None
-    guest_linear_address: Filled
-    guest_physical_address: Filled
-    instruction_length: Filled
-    instruction_information: str | None
-    interruption_information: Filled
-    idt_vectoring_possible: bool
-    note: str | None
-
-
-class _Row(NamedTuple):
-    sdm_title: str
-    meaning: str
-    kind: ExitKind
-    qualification: str | None
-    linear: Filled
-    physical: Filled
-    length: Filled
-    information: str | None
-    interruption: Filled
-    vectoring: bool
-    note: str | None
-
+#: What a row says beside its name: the columns of `ExitInfo` from `sdm_title` on.
+_Row = tuple[
+    str, str, ExitKind, str | None, Filled, Filled, Filled, str | None, Filled, bool, str | None
+]
 
 YES, NO, CONDITIONAL = Filled.YES, Filled.NO, Filled.CONDITIONAL
 
@@ -133,7 +76,7 @@ def _row(
     if length is None:
         length = YES if kind is ExitKind.FAULT else NO
     _rows.append(
-        _Row(
+        (
             sdm_title,
             meaning,
             kind,
@@ -689,6 +632,52 @@ class ExitReason(IntEnum):
     NOTIFY = INSTRUCTION_TIMEOUT
     MSR_READ_IMM = RDMSR_IMMEDIATE
     MSR_WRITE_IMM = WRMSRNS_IMMEDIATE
+
+
+class ExitInfo(NamedTuple):
+    """One basic exit reason.
+
+    Attributes
+    ----------
+    reason : ExitReason
+        The reason; its value is the number.
+    name : str
+        The reason's name in lower case.
+    sdm_title : str
+        The name the manual prints.
+    meaning : str
+        What happened.
+    kind : ExitKind
+        Fault-like, trap-like, an event, or a failed VM entry.
+    qualification : str or None
+        Layout of the exit qualification (a key of
+        :data:`vtx.facts.qualifications.QUALIFICATIONS`); None: the field is cleared.
+    guest_linear_address, guest_physical_address, instruction_length : Filled
+        Whether the field is filled; NO leaves it undefined.
+    instruction_information : str or None
+        Layout of the VM-exit instruction information (a key of
+        :data:`vtx.facts.qualifications.INSTRUCTION_INFORMATION`); None: undefined.
+    interruption_information : Filled
+        Whether the valid bit of the VM-exit interruption information is set.
+    idt_vectoring_possible : bool
+        Whether the exit can happen while another event is being delivered.
+    note : str or None
+        What else is worth knowing.
+    """
+
+    reason: ExitReason
+    name: str
+    sdm_title: str
+    meaning: str
+    kind: ExitKind
+    qualification: str | None
+    guest_linear_address: Filled
+    guest_physical_address: Filled
+    instruction_length: Filled
+    instruction_information: str | None
+    interruption_information: Filled
+    idt_vectoring_possible: bool
+    note: str | None
 
 
 #: Every basic exit reason with its row, by number.

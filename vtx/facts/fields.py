@@ -5,8 +5,6 @@ proof-read against the appendix and a mistyped digit cannot hide. The second acc
 field (its `_high` half) has the encoding plus one; it is not a field of its own.
 """
 
-from __future__ import annotations
-
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -81,54 +79,8 @@ def split(encoding: int) -> tuple[Area, Width, int, int]:
     )
 
 
-class FieldInfo(NamedTuple):
-    """One row of the table of VMCS fields.
-
-    Attributes
-    ----------
-    field : Field
-        The field; its value is the encoding.
-    name : str
-        The field's name in lower case, as traces and commands write it.
-    sdm_name : str
-        The name the manual prints.
-    width : Width
-        Width, bits 14:13 of the encoding.
-    area : Area
-        Area, bits 11:10 of the encoding.
-    index : int
-        Bits 9:1 of the encoding.
-    requires : str or None
-        What makes the field exist: ``"group.control"`` (the CPU allows that control to be 1,
-        whatever its setting now), ``"cpu:..."`` (a CPUID feature) or ``"cap:..."`` (a value in a
-        capability MSR); ``" | "`` between alternatives. None: the field always exists.
-    also : tuple of str
-        Other names in use.
-    layout : str or None
-        Name of the field's bit layout in :mod:`vtx.facts.qualifications`.
-    note : str or None
-        What else is worth knowing, such as sources that disagree.
-    """
-
-    field: Field
-    name: str
-    sdm_name: str
-    width: Width
-    area: Area
-    index: int  # type: ignore[assignment]  # a row of the appendix, not a sequence to search
-    requires: str | None
-    also: tuple[str, ...]
-    layout: str | None
-    note: str | None
-
-
-class _Row(NamedTuple):
-    sdm_name: str
-    requires: str | None
-    also: tuple[str, ...]
-    layout: str | None
-    note: str | None
-
+#: What a row says beside its name: the columns of `FieldInfo` from `sdm_name` on.
+_Row = tuple[str, Width, Area, int, str | None, tuple[str, ...], str | None, str | None]
 
 _rows: list[_Row] = []
 
@@ -150,7 +102,7 @@ class _Rows:
         layout: str | None = None,
         note: str | None = None,
     ) -> int:
-        _rows.append(_Row(sdm_name, requires, also, layout, note))
+        _rows.append((sdm_name, self.width, self.area, index, requires, also, layout, note))
         return encode(self.area, self.width, index)
 
 
@@ -625,16 +577,51 @@ class Field(IntEnum):
     )
 
 
-def _info(field: Field, row: _Row) -> FieldInfo:
-    """Complete a row with what its encoding says."""
-    area, width, index, _ = split(field)
-    name = field._name_.lower()
-    return FieldInfo(field, name, row.sdm_name, width, area, index, *row[1:])
+class FieldInfo(NamedTuple):
+    """One row of the table of VMCS fields.
+
+    Attributes
+    ----------
+    field : Field
+        The field; its value is the encoding.
+    name : str
+        The field's name in lower case, as traces and commands write it.
+    sdm_name : str
+        The name the manual prints.
+    width : Width
+        Width, bits 14:13 of the encoding.
+    area : Area
+        Area, bits 11:10 of the encoding.
+    index : int
+        Bits 9:1 of the encoding.
+    requires : str or None
+        What makes the field exist: ``"group.control"`` (the CPU allows that control to be 1,
+        whatever its setting now), ``"cpu:..."`` (a CPUID feature) or ``"cap:..."`` (a value in a
+        capability MSR); ``" | "`` between alternatives. None: the field always exists.
+    also : tuple of str
+        Other names in use.
+    layout : str or None
+        Name of the field's bit layout in :mod:`vtx.facts.qualifications`.
+    note : str or None
+        What else is worth knowing, such as sources that disagree.
+    """
+
+    field: Field
+    name: str
+    sdm_name: str
+    width: Width
+    area: Area
+    index: int  # type: ignore[assignment]  # a row of the appendix, not a sequence to search
+    requires: str | None
+    also: tuple[str, ...]
+    layout: str | None
+    note: str | None
 
 
 #: Every field with its row, in order of encoding within each width.
 FIELDS: dict[Field, FieldInfo] = {
-    field: _info(field, row) for field, row in zip(Field, _rows, strict=True)
+    field: FieldInfo(field, field._name_.lower(), *row)
+    for field, row in zip(Field, _rows, strict=True)
 }
 
 _MASKS: dict[int, int] = {field: (1 << info.width.bits) - 1 for field, info in FIELDS.items()}

@@ -5,8 +5,6 @@ numbers 14, 21 and 27 are not used. VM exits and failed VM entries (exit reasons
 do not change the field.
 """
 
-from __future__ import annotations
-
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -21,41 +19,8 @@ __all__ = [
 ]
 
 
-class InstructionErrorInfo(NamedTuple):
-    """One VM-instruction error.
-
-    Attributes
-    ----------
-    error : InstructionError
-        The error; its value is the number.
-    text : str
-        What went wrong.
-    when : str
-        The condition in more detail.
-    instructions : tuple of str
-        The instructions that report it.
-    note : str or None
-        What else is worth knowing.
-    """
-
-    error: InstructionError
-    text: str
-    when: str
-    instructions: tuple[str, ...]
-    note: str | None
-
-    @property
-    def name(self) -> str:
-        """The error's name in lower case."""
-        return self.error._name_.lower()
-
-
-class _Row(NamedTuple):
-    text: str
-    when: str
-    instructions: tuple[str, ...]
-    note: str | None
-
+#: What a row says beside its number: the columns of `InstructionErrorInfo` from `text` on.
+_Row = tuple[str, str, tuple[str, ...], str | None]
 
 _rows: list[_Row] = []
 
@@ -64,7 +29,7 @@ def _error(
     number: int, text: str, when: str, instructions: tuple[str, ...], *, note: str | None = None
 ) -> int:
     """Keep one row, and give its number to the enum."""
-    _rows.append(_Row(text, when, instructions, note))
+    _rows.append((text, when, instructions, note))
     return number
 
 
@@ -212,6 +177,35 @@ class InstructionError(IntEnum):
         "unsupported type or bad descriptor",
         ("INVEPT", "INVVPID"),
     )
+
+
+class InstructionErrorInfo(NamedTuple):
+    """One VM-instruction error.
+
+    Attributes
+    ----------
+    error : InstructionError
+        The error; its value is the number.
+    text : str
+        What went wrong.
+    when : str
+        The condition in more detail.
+    instructions : tuple of str
+        The instructions that report it.
+    note : str or None
+        What else is worth knowing.
+    """
+
+    error: InstructionError
+    text: str
+    when: str
+    instructions: tuple[str, ...]
+    note: str | None
+
+    @property
+    def name(self) -> str:
+        """The error's name in lower case."""
+        return self.error._name_.lower()
 
 
 #: Every error with its row, by number.

@@ -1,7 +1,5 @@
 """Packed words drawn bit by bit, and the one function that decodes them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ Source of the capability MSRs: SDM, appendix "VMX Capability Reporting Facility"
 SDM volume 4, "Architectural MSRs", unless the row says otherwise.
 """
 
-from __future__ import annotations
-
 from enum import IntEnum
 from typing import NamedTuple
 
