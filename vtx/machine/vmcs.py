@@ -1,0 +1,236 @@
+"""The virtual-machine control structure (SDM, "Virtual Machine Control Structures").
+
+A :class:`Vmcs` is the data that a logical processor keeps of an active VMCS. While the VMCS is
+active, its region in memory may be stale; VMCLEAR writes the data there, VMPTRLD reads them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Self
+
+from vtx.bits import MASK32
+from vtx.errors import InputError
+from vtx.facts.controls import Entry, Exit1, Proc1
+from vtx.facts.fields import FIELDS, Field, find_field, mask
+
+if TYPE_CHECKING:
+    from vtx.machine.shape import Shape
+
+__all__ = ["ABORT_INDICATOR_OFFSET", "NO_LINK", "REGION_BYTES", "SHADOW_BIT", "Vmcs"]
+
+#: A VMCS region, in bytes.
+REGION_BYTES = 4096
+#: Bit 31 of the first word of a region: the VMCS is a shadow VMCS.
+SHADOW_BIT = 1 << 31
+#: Where a VMX abort leaves its number, in bytes from the start of the region.
+ABORT_INDICATOR_OFFSET = 4
+#: The VMCS link pointer that links nothing.
+NO_LINK = 0xFFFF_FFFF_FFFF_FFFF
+
+# The region. Only its first 8 bytes are architectural:
+#
+#   0  bits 30:0 revision identifier, bit 31 shadow-VMCS indicator
+#   4  VMX-abort indicator
+#   8  FORMAT if the fields below were ever written, 0 in a region that software only prepared
+#  12  launch state: 0 clear, 1 launched
+#  16  one 8-byte value per field, in the order of the field table
+_FORMAT = 0x3158_5456
+_HEADER = struct.Struct("<IIII")
+_FIELD_ORDER = tuple(FIELDS)
+_VALUES = struct.Struct(f"<{len(_FIELD_ORDER)}Q")
+_MASKS: dict[int, int] = {field: mask(field) for field in _FIELD_ORDER}
+
+
+class Vmcs:
+    """The data of one VMCS: every field by :class:`~vtx.facts.fields.Field`, and its state.
+
+    Indexing reads and writes fields as the processor does, with no access check: what VMREAD
+    and VMWRITE may do is a matter of :class:`vtx.cpu.Cpu`.
+
+    Parameters
+    ----------
+    revision_id : int
+        VMCS revision identifier, 31 bits.
+
+    Attributes
+    ----------
+    values : dict of Field to int
+        All fields, whether or not the CPU at hand has them.
+    dirty : set of Field
+        Fields that were set since the last VM entry that loaded this VMCS; all of them in one
+        that was never entered.
+    shadow : bool
+        This is a shadow VMCS: VMREAD and VMWRITE may use it, VM entry may not.
+    launched : bool
+        Launch state: launched (True) or clear.
+    abort_indicator : int
+        What the region says about a VMX abort; 0 for none.
+    """
+
+    __slots__ = (
+        "abort_indicator",
+        "dirty",
+        "launched",
+        "revision_id",
+        "shadow",
+        "synced",
+        "values",
+    )
+
+    def __init__(self, revision_id: int = 0) -> None:
+        self.revision_id = revision_id
+        self.shadow = False
+        self.launched = False
+        self.abort_indicator = 0
+        self.values: dict[int, int] = dict.fromkeys(_FIELD_ORDER, 0)
+        self.dirty: set[int] = set(_FIELD_ORDER)
+        #: What the last VM entry and VM exit established between this VMCS and the registers;
+        #: belongs to :mod:`vtx.rules.transitions`.
+        self.synced: object | None = None
+
+    def __getitem__(self, field: int) -> int:
+        return self.values[field]
+
+    def __setitem__(self, field: int, value: int) -> None:
+        self.values[field] = value & _MASKS[field]
+        self.dirty.add(field)
+
+    def __repr__(self) -> str:
+        kind = "shadow VMCS" if self.shadow else "VMCS"
+        state = "launched" if self.launched else "clear"
+        return f"<{kind} revision={self.revision_id:#x} {state} rip={self[Field.GUEST_RIP]:#x}>"
+
+    def update(self, **fields: int) -> Self:
+        """Set fields by name: ``vmcs.update(guest_rip=0x1000)``; return the VMCS itself.
+
+        Raises
+        ------
+        UnknownName
+            There is no such field; the nearest names are given.
+        """
+        for name, value in fields.items():
+            self[find_field(name).field] = value
+        return self
+
+    # The control words as they act: 0 where the control that activates them is 0.
+
+    @property
+    def pin(self) -> int:
+        """Pin-based VM-execution controls (:class:`~vtx.facts.controls.Pin`)."""
+        return self[Field.PIN_BASED_CONTROLS]
+
+    @property
+    def proc1(self) -> int:
+        """Primary processor-based controls (:class:`~vtx.facts.controls.Proc1`)."""
+        return self[Field.PRIMARY_PROCESSOR_BASED_CONTROLS]
+
+    @property
+    def proc2(self) -> int:
+        """Secondary processor-based controls, 0 if not activated."""
+        if self[Field.PRIMARY_PROCESSOR_BASED_CONTROLS] & 0x8000_0000:
+            return self[Field.SECONDARY_PROCESSOR_BASED_CONTROLS]
+        return 0
+
+    @property
+    def proc3(self) -> int:
+        """Tertiary processor-based controls, 0 if not activated."""
+        if self[Field.PRIMARY_PROCESSOR_BASED_CONTROLS] & Proc1.ACTIVATE_TERTIARY_CONTROLS:
+            return self[Field.TERTIARY_PROCESSOR_BASED_CONTROLS]
+        return 0
+
+    @property
+    def exit1(self) -> int:
+        """Primary VM-exit controls (:class:`~vtx.facts.controls.Exit1`)."""
+        return self[Field.VM_EXIT_CONTROLS]
+
+    @property
+    def exit2(self) -> int:
+        """Secondary VM-exit controls, 0 if not activated."""
+        if self[Field.VM_EXIT_CONTROLS] & Exit1.ACTIVATE_SECONDARY_CONTROLS:
+            return self[Field.SECONDARY_VM_EXIT_CONTROLS]
+        return 0
+
+    @property
+    def entry(self) -> int:
+        """VM-entry controls (:class:`~vtx.facts.controls.Entry`)."""
+        return self[Field.VM_ENTRY_CONTROLS]
+
+    @property
+    def vm_functions(self) -> int:
+        """VM-function controls, 0 if "enable VM functions" is 0."""
+        if self.proc2 & 0x2000:
+            return self[Field.VM_FUNCTION_CONTROLS]
+        return 0
+
+    @property
+    def ia32e_guest(self) -> bool:
+        """Whether VM entry enters IA-32e mode."""
+        return bool(self[Field.VM_ENTRY_CONTROLS] & Entry.IA32E_MODE_GUEST)
+
+    # The region in memory.
+
+    def to_bytes(self) -> bytes:
+        """Return the 4096 bytes of this VMCS's region."""
+        first = self.revision_id | (SHADOW_BIT if self.shadow else 0)
+        header = _HEADER.pack(first, self.abort_indicator, _FORMAT, self.launched)
+        values = self.values
+        packed = _VALUES.pack(*[values[field] for field in _FIELD_ORDER])
+        return (header + packed).ljust(REGION_BYTES, b"\0")
+
+    @classmethod
+    def from_bytes(cls, region: bytes) -> Vmcs:
+        """Return the VMCS that is in a region.
+
+        A region of which software prepared only the first word holds fields that are all 0, and
+        its launch state is clear.
+
+        Raises
+        ------
+        InputError
+            The region has not 4096 bytes.
+        """
+        if len(region) != REGION_BYTES:
+            raise InputError(f"a VMCS region has {REGION_BYTES} bytes, not {len(region)}")
+        first, abort_indicator, form, launched = _HEADER.unpack_from(region)
+        vmcs = cls(first & ~SHADOW_BIT & MASK32)
+        vmcs.shadow = bool(first & SHADOW_BIT)
+        vmcs.abort_indicator = abort_indicator
+        if form == _FORMAT:
+            vmcs.launched = launched == 1
+            values = _VALUES.unpack_from(region, _HEADER.size)
+            for field, value in zip(_FIELD_ORDER, values, strict=True):
+                vmcs.values[field] = value & _MASKS[field]
+        return vmcs
+
+    def copy(self) -> Vmcs:
+        """Return a VMCS of equal content."""
+        return Vmcs.from_bytes(self.to_bytes())
+
+    def fields(self) -> Iterable[tuple[Field, int]]:
+        """Return pairs of field and value, in the order of the field table."""
+        return ((field, self.values[field]) for field in _FIELD_ORDER)
+
+    @classmethod
+    def for_64bit_guest(cls, shape: Shape | None = None, *, base: int = 0) -> Vmcs:
+        """Return a VMCS from which a 64-bit guest at CPL 0 can be launched.
+
+        It describes the guest that :class:`vtx.machine.image.GuestImage` puts into memory.
+        HLT, all I/O, all MSR accesses, external interrupts and NMIs cause VM exits; EPT and VPID
+        are used where the CPU has them.
+
+        Parameters
+        ----------
+        shape : Shape, optional
+            The CPU whose capability MSRs say which controls are allowed; by default a CPU with
+            EPT and VPID whose controls may all be chosen freely.
+        base : int
+            Guest-physical (and linear) address where the guest's image stands. Without EPT
+            guest-physical memory is host-physical, so the image stands elsewhere than at 0.
+        """
+        from vtx.machine.vmcs_presets import fill_64bit_guest
+
+        vmcs = cls(shape.revision_id if shape is not None else 0)
+        fill_64bit_guest(vmcs, shape, base)
+        return vmcs
