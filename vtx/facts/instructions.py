@@ -255,12 +255,14 @@ _row("enqcmds", "enqcmds", 73, "enqueue a command with the PASID in memory",
 _row("hlt", "hlt", 12, "halt until an event",
      ("hlt", "F4"))
 _row("in", "in_out", 30, "read an I/O port",
-     ("in al, port:imm8", "E4 ib", {"size": 1}), ("in ax, port:imm8", "66 E5 ib", {"size": 2}),
-     ("in eax, port:imm8", "E5 ib", {"size": 4}), ("in al, dx", "EC", {"size": 1}),
+     ("in al, immediate:imm8", "E4 ib", {"size": 1}),
+     ("in ax, immediate:imm8", "66 E5 ib", {"size": 2}),
+     ("in eax, immediate:imm8", "E5 ib", {"size": 4}), ("in al, dx", "EC", {"size": 1}),
      ("in ax, dx", "66 ED", {"size": 2}), ("in eax, dx", "ED", {"size": 4}), port="dx")
 _row("out", "in_out", 30, "write an I/O port",
-     ("out port:imm8, al", "E6 ib", {"size": 1}), ("out port:imm8, ax", "66 E7 ib", {"size": 2}),
-     ("out port:imm8, eax", "E7 ib", {"size": 4}), ("out dx, al", "EE", {"size": 1}),
+     ("out immediate:imm8, al", "E6 ib", {"size": 1}),
+     ("out immediate:imm8, ax", "66 E7 ib", {"size": 2}),
+     ("out immediate:imm8, eax", "E7 ib", {"size": 4}), ("out dx, al", "EE", {"size": 1}),
      ("out dx, ax", "66 EF", {"size": 2}), ("out dx, eax", "EF", {"size": 4}),
      port="dx", value="eax")
 _row("ins", "ins_outs", 30, "read an I/O port into memory at ES:RDI",
@@ -383,15 +385,16 @@ _row("modify", None, None, "read memory, add to it, write it",
 _row("fetch", None, None, "refer to memory as an instruction fetch does",
      ("fetch address:a", "90"), size="")
 _row("mov", None, None, "copy a register or a number to a register",
-     ("mov destination:r32, value:imm32", "+r id"), ("mov destination:r64, value:imm32", "+r id"),
-     ("mov destination:r64, value:imm64", "W +r iq"), ("mov destination:r64, source:r64", "W 8B /r"),
+     ("mov destination:r32, value:imm32", "B8 +r id"), ("mov destination:r64, value:imm32", "B8 +r id"),
+     ("mov destination:r64, value:imm64", "W B8 +r iq"),
+     ("mov destination:r64, source:r64", "W 8B /r"),
      ("mov destination:r32, source:r32", "8B /r"))
 _row("mov_to_ss", None, None, "load SS; blocks events until the next instruction is done",
      ("mov ss, source:r16", "8E /r"), ("mov ss, source:r64", "8E /r"), value="@source")
 _row("push", None, None, "push a register",
-     ("push source:r64", "+r"), value="@source")
+     ("push source:r64", "50 +r"), value="@source")
 _row("pop", None, None, "pop a register",
-     ("pop destination:r64", "+r"))
+     ("pop destination:r64", "58 +r"))
 _row("pushf", None, None, "push RFLAGS",
      ("pushf", "9C"), ("pushfq", "9C"))
 _row("popf", None, None, "pop RFLAGS",

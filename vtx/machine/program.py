@@ -6,15 +6,69 @@ a program built in Python all become the same operations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
+
+from vtx.bits import MASK32, MASK64
+from vtx.errors import InputError, UnknownName
+from vtx.facts.instructions import GENERAL_REGISTERS, INSTRUCTIONS, Form, InstructionSpec, Parameter
+from vtx.machine.encoding import encoded_length
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Cursor", "Instruction", "Loop", "Operation", "Program", "Stream"]
+    from vtx.machine.processor import Processor
+
+__all__ = [
+    "MODIFIERS",
+    "Cursor",
+    "Instruction",
+    "Loop",
+    "Operation",
+    "Program",
+    "Stream",
+    "operand_value",
+    "place",
+]
+
+#: Operands that any instruction may have beside its own: prefixes and the parts of a memory
+#: operand. Registers are numbers, sizes are bytes.
+MODIFIERS = frozenset(
+    {"rep", "lock", "segment", "base", "index", "scale", "displacement", "address_size",
+     "operand_size", "rip_relative"}
+)  # fmt: skip
+
+_NARROW = {"eax": "rax", "ecx": "rcx", "edx": "rdx", "ebx": "rbx", "dx": "rdx"}
+_REGISTERS = frozenset(GENERAL_REGISTERS)
+
+
+def operand_value(parameter: Parameter | None, value: int | str) -> int:
+    """Return the number that `value` stands for: a number, or a name where names are allowed.
+
+    Raises
+    ------
+    UnknownName
+        No MSR, or no VMCS field, has this name.
+    InputError
+        A name stands where only a number can.
+    """
+    if isinstance(value, int):
+        return int(value) & MASK64
+    if parameter is not None and parameter.kind == "msr":
+        from vtx.facts.msrs import find_msr
+
+        return int(find_msr(value))
+    if parameter is not None and parameter.kind == "field":
+        from vtx.facts.fields import find_encoding
+
+        return int(find_encoding(value))
+    try:
+        return int(value, 0) & MASK64
+    except ValueError:
+        raise InputError(f"{value!r} is not a number", hint="write 4096 or 0x1000") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +81,11 @@ class Instruction:
         Key of the instruction table: ``"cpuid"``, ``"mov_to_cr3"``, ``"load"``, or of an event
         that arrives before the next instruction: ``"external_interrupt"``, ``"nmi"`` ...
     operands : mapping
-        Operands as the table describes them (``{"leaf": 1}``). Values that the instruction
-        takes from registers are put into those registers before it executes.
+        Operands as the table describes them (``{"leaf": 1}``); a register is its number, a
+        memory operand is ``base``, ``index``, ``scale``, ``displacement`` ... Any
+        general-purpose register may be given as well (``{"rbx": 5}``).
     length : int
-        Bytes of machine code; 0 for events.
+        Bytes of machine code; 0 stands for what an assembler would emit (and for events).
     rip : int
         Linear address it stands at.
     processor : int
@@ -39,15 +94,116 @@ class Instruction:
         Line of the trace file, for messages.
     text : str
         As written.
+
+    Attributes
+    ----------
+    sets : tuple of (str, int)
+        Registers and the values that the step puts into them when it is first reached.
+
+    Raises
+    ------
+    UnknownName
+        The table has no such instruction, or the instruction no such operand.
     """
 
     name: str
-    operands: Mapping[str, int | str] = field(default_factory=dict)
+    operands: Mapping[str, int] = field(default_factory=dict)
     length: int = 0
     rip: int = 0
     processor: int = 0
     line: int | None = None
     text: str = ""
+    sets: tuple[tuple[str, int], ...] = field(init=False, default=(), compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        spec = INSTRUCTIONS.get(self.name)
+        if spec is None:
+            raise UnknownName("instruction", self.name, INSTRUCTIONS)
+        if self.operands:
+            _complete(self, spec)
+        if not self.length and not spec.is_event:
+            object.__setattr__(self, "length", encoded_length(_best_form(self), self.operands))
+
+    def at(self, rip: int) -> Instruction:
+        """Return the same step at linear address `rip`."""
+        return replace(self, rip=rip & MASK64)
+
+    @property
+    def end(self) -> int:
+        """Linear address of the byte after it."""
+        return self.rip + self.length & MASK64
+
+    def __str__(self) -> str:
+        return self.text or self.name
+
+
+def _complete(instruction: Instruction, spec: InstructionSpec) -> None:
+    """Check operand names, make every value a number, and collect what goes into registers."""
+    written = dict(instruction.operands)
+    names = _kinds(spec.name)
+    if "address" in written and names.get("address") in ("m", "a"):
+        written["displacement"] = written.pop("address")
+    operands: dict[str, int] = {}
+    sets: list[tuple[str, int]] = []
+    for name, value in written.items():
+        parameter = spec.parameters.get(name)
+        kind = names.get(name)
+        if parameter is None and kind is not None and name == "msr":
+            parameter = Parameter(name, "", "msr")
+        if parameter is None and kind is None and not _is_common(name):
+            known = [*spec.parameters, *names, *sorted(MODIFIERS)]
+            raise UnknownName(f"operand of {spec.name}", name, known)
+        operands[name] = number = operand_value(parameter, value)
+        target = parameter.target if parameter else name if kind is None else ""
+        sets += _register_values(target, number, written, spec.name)
+    object.__setattr__(instruction, "operands", operands)
+    object.__setattr__(instruction, "sets", tuple(sets))
+
+
+@cache
+def _kinds(name: str) -> Mapping[str, str]:
+    """Return the operands that the forms of an instruction name, with their kinds."""
+    forms = INSTRUCTIONS[name].forms
+    fixed = {key: "fixed" for form in forms for key in form.fixed}
+    return fixed | {key: kind for form in forms for key, kind in form.operands if key}
+
+
+def _is_common(name: str) -> bool:
+    return name in MODIFIERS or name in _REGISTERS or name in _NARROW
+
+
+def _register_values(
+    target: str, value: int, operands: Mapping[str, int | str], name: str
+) -> list[tuple[str, int]]:
+    """Return what putting `value` into `target` means for 64-bit registers."""
+    if target == "edx:eax":
+        return [("rax", value & MASK32), ("rdx", value >> 32)]
+    if target in _NARROW:
+        return [(_NARROW[target], value & MASK32)]
+    if target in _REGISTERS:
+        return [(target, value)]
+    if target.startswith("@"):
+        number = operands.get(target[1:])
+        if not isinstance(number, int):
+            raise InputError(
+                f"{name} takes no value for a {target[1:]} in memory",
+                hint="store it there in a step before",
+            )
+        return [(GENERAL_REGISTERS[number], value)]
+    return []
+
+
+def _best_form(instruction: Instruction) -> Form:
+    """Return the form that the operands of a step built in Python fit best."""
+    operands = instruction.operands
+    spec = INSTRUCTIONS[instruction.name]
+    for form in spec.forms:
+        fixed = all(operands.get(key, value) == value for key, value in form.fixed.items())
+        given = all(name in operands or kind in ("m", "a", "rm", "rm16", "rm64")
+                    for name, kind in form.operands if name)  # fmt: skip
+        if fixed and given:
+            return form
+    return spec.forms[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +241,12 @@ class Stream:
 
 Operation = Instruction | Loop | Stream
 
+#: The guest kernel's page-fault handler as Python: (processor, linear address, error code) ->
+#: whether it mapped the page.
+DemandPaging = Callable[["Processor", int, int], bool]
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Program:
     """What one guest executes.
 
@@ -96,7 +256,7 @@ class Program:
         In order; loops refer to them by index.
     handlers : mapping of int to Program
         What the guest's own kernel runs when the event with this vector is delivered to it;
-        a handler ends with ``iret``.
+        a handler ends with ``iret``, and one without steps is that IRET alone.
     demand_paging : callable, optional
         The guest kernel's page-fault handler as Python: called as ``demand_paging(processor,
         linear_address, error_code)`` when a #PF is delivered to the guest, it maps the page and
@@ -107,8 +267,35 @@ class Program:
 
     operations: tuple[Operation, ...]
     handlers: Mapping[int, Program] = field(default_factory=dict)
-    demand_paging: object | None = None
+    demand_paging: DemandPaging | None = None
     name: str = ""
+
+    @cached_property
+    def steps_at(self) -> Mapping[int, int]:
+        """Index of the (first) instruction that stands at each linear address."""
+        found: dict[int, int] = {}
+        for index, operation in enumerate(self.operations):
+            if isinstance(operation, Instruction) and operation.length:
+                found.setdefault(operation.rip, index)
+        return found
+
+
+def place(operations: Iterable[Operation], origin: int) -> tuple[Operation, ...]:
+    """Give each instruction its address: one after the other, from `origin` on.
+
+    An instruction that already has an address keeps it, and the following ones continue there.
+    Streams bring their own addresses; their instructions stand where the stream stands.
+    """
+    placed: list[Operation] = []
+    here = origin
+    for operation in operations:
+        if isinstance(operation, Instruction):
+            step = operation if operation.rip else operation.at(here)
+            here = step.end
+            placed.append(step)
+        else:
+            placed.append(operation)
+    return tuple(placed)
 
 
 class Cursor:
@@ -122,14 +309,17 @@ class Cursor:
         Next record, while the operation is a stream.
     iterations : dict of int to int
         Completed iterations of each unfinished loop, by the index of its :class:`Loop`.
+    reached : bool
+        The step put its values into registers; executing it again does not repeat that.
     """
 
-    __slots__ = ("index", "iterations", "program", "record")
+    __slots__ = ("index", "iterations", "program", "reached", "record")
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.index = 0
         self.record = 0
+        self.reached = False
         self.iterations: dict[int, int] = {}
         self._settle()
 
@@ -145,11 +335,13 @@ class Cursor:
     def advance(self) -> None:
         """Step over the current operation, round a loop where one ends."""
         self.index += 1
+        self.reached = False
         self._settle()
 
     def go_to(self, index: int) -> None:
         """Continue at operation `index` (an instruction or a stream) with fresh loop counts."""
         self.index = index
+        self.reached = False
         self.iterations.clear()
         self._settle()
 
