@@ -213,24 +213,35 @@ class Vmcs:
         return ((field, self.values[field]) for field in _FIELD_ORDER)
 
     @classmethod
-    def for_64bit_guest(cls, shape: Shape | None = None, *, base: int = 0) -> Vmcs:
-        """Return a VMCS from which a 64-bit guest at CPL 0 can be launched.
+    def for_64bit_guest(
+        cls,
+        shape: Shape | None = None,
+        *,
+        guest_base: int = 0,
+        user: bool = False,
+        processor: int = 0,
+    ) -> Vmcs:
+        """Return a VMCS from which a 64-bit guest can be launched.
 
-        It describes the guest that :class:`vtx.machine.image.GuestImage` puts into memory.
-        HLT, all I/O, all MSR accesses, external interrupts and NMIs cause VM exits; EPT and VPID
-        are used where the CPU has them.
+        It describes the guest that :class:`vtx.machine.image.GuestImage` puts into memory. HLT,
+        all I/O and MSR accesses, external interrupts and NMIs cause VM exits; EPT and VPID are
+        used where the CPU has them. The EPT pointer is left 0 for whoever makes the tables.
 
         Parameters
         ----------
         shape : Shape, optional
-            The CPU whose capability MSRs say which controls are allowed; by default a CPU with
-            EPT and VPID whose controls may all be chosen freely.
-        base : int
-            Guest-physical (and linear) address where the guest's image stands. Without EPT
-            guest-physical memory is host-physical, so the image stands elsewhere than at 0.
+            The CPU whose capability MSRs say which controls are allowed; by default one that has
+            EPT and VPID and allows every setting used here.
+        guest_base : int
+            Guest-physical address of the guest's image: 0 under EPT,
+            :data:`vtx.machine.image.GUEST_BASE` without it.
+        user : bool
+            Start at privilege level 3 instead of 0.
+        processor : int
+            Logical processor: each has its own stacks and task-state segment.
         """
         from vtx.machine.vmcs_presets import fill_64bit_guest
 
         vmcs = cls(shape.revision_id if shape is not None else 0)
-        fill_64bit_guest(vmcs, shape, base)
+        fill_64bit_guest(vmcs, shape, guest_base=guest_base, user=user, processor=processor)
         return vmcs
