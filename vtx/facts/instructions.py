@@ -316,11 +316,11 @@ _row("rdmsrlist", "rdmsrlist", 78, "read a list of model-specific registers",
 _row("wrmsrlist", "wrmsrlist", 79, "write a list of model-specific registers",
      ("wrmsrlist", "F3 0F 01 C6"), table="rsi", data="rdi", mask="rcx")
 _row("urdmsr", "urdmsr", 80, "read a model-specific register from user mode",
-     ("urdmsr destination:r64, index:r64", "F2 0F 38 F8 /r"), msr="@index/msr")
+     ("urdmsr destination:r64, number:r64", "F2 0F 38 F8 /r"), msr="@number/msr")
 _row("urdmsr_imm", "urdmsr", 80, "the same with the register named in the instruction",
      ("urdmsr destination:r64, msr:imm32", "C4 E7 7B F8 /0 id"))
 _row("uwrmsr", "uwrmsr", 81, "write a model-specific register from user mode",
-     ("uwrmsr index:r64, source:r64", "F3 0F 38 F8 /r"), msr="@index/msr", value="@source")
+     ("uwrmsr number:r64, source:r64", "F3 0F 38 F8 /r"), msr="@number/msr", value="@source")
 _row("uwrmsr_imm", "uwrmsr", 81, "the same with the register named in the instruction",
      ("uwrmsr msr:imm32, source:r64", "C4 E7 7A F8 /0 id"), value="@source")
 _row("rdpmc", "rdpmc", 15, "read a performance counter",
@@ -342,9 +342,9 @@ _row("tpause", "tpause", 68, "wait until a time",
 _row("umwait", "umwait", 67, "wait for a write or until a time",
      ("umwait source:r32", "F2 0F AE /6"), value="@source", deadline="edx:eax")
 _row("vmread", "vmread", 23, "read a VMCS field",
-     ("vmread destination:rm64, index:r64", "0F 78 /r"), field="@index/field")
+     ("vmread destination:rm64, encoding:r64", "0F 78 /r"), field="@encoding/field")
 _row("vmwrite", "vmwrite", 25, "write a VMCS field",
-     ("vmwrite index:r64, source:rm64", "0F 79 /r"), field="@index/field", value="@source")
+     ("vmwrite encoding:r64, source:rm64", "0F 79 /r"), field="@encoding/field", value="@source")
 _row("vmfunc", "vmfunc", 59, "call a VM function without an exit",
      ("vmfunc", "0F 01 D4"), function="eax", argument="ecx")
 _row("wbinvd", "wbinvd", 54, "write back and invalidate caches",
@@ -385,7 +385,8 @@ _row("modify", None, None, "read memory, add to it, write it",
 _row("fetch", None, None, "refer to memory as an instruction fetch does",
      ("fetch address:a", "90"), size="")
 _row("mov", None, None, "copy a register or a number to a register",
-     ("mov destination:r32, value:imm32", "B8 +r id"), ("mov destination:r64, value:imm32", "B8 +r id"),
+     ("mov destination:r32, value:imm32", "B8 +r id"),
+     ("mov destination:r64, value:imm32", "B8 +r id"),
      ("mov destination:r64, value:imm64", "W B8 +r iq"),
      ("mov destination:r64, source:r64", "W 8B /r"),
      ("mov destination:r32, source:r32", "8B /r"))
