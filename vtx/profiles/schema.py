@@ -1,0 +1,234 @@
+"""What stands in a profile file: keys, types and the provenance of every figure.
+
+One file becomes a flat dictionary of *parts* (``"price exit"``, ``"msr IA32_VMX_MISC"``, ...),
+each a value that cannot be split without separating a figure from its source. Inheriting is
+then replacing parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from vtx.errors import UnknownName
+from vtx.facts.msrs import CAPABILITY_MSRS, Msr
+from vtx.profiles.document import Item
+
+__all__ = [
+    "FEATURES",
+    "OPTIONAL_PRICES",
+    "PRICES",
+    "PRICE_STATUSES",
+    "SHAPE_STATUSES",
+    "WALK_PRICES",
+    "Part",
+    "parts_of",
+]
+
+#: How well a price is founded, best first.
+PRICE_STATUSES = ("measured", "derived", "estimated")
+#: The same of what a CPU is; *reported* is what the CPU says of itself (CPUID, RDMSR).
+SHAPE_STATUSES = ("reported", *PRICE_STATUSES)
+
+#: Prices that every profile gives, if only as "no data".
+PRICES = ("round_trip", "entry", "exit", "vmread", "vmwrite", "fault_exit_extra", "stlb_hit")
+WALK_PRICES = ("fixed", "reference")
+#: Prices for which no published figure is known; a profile may give its own.
+OPTIONAL_PRICES = ("injection", "invalidation", "vmx_instruction")
+
+#: CPUID features that a shape may name.
+FEATURES = (
+    "nx", "page_1g", "rdtscp", "x2apic", "tsc_deadline", "pcid", "invpcid", "smep", "smap", "pku",
+    "pks", "cet", "umip", "la57", "fsgsbase", "xsave", "smx", "uintr", "fred", "lam", "sgx", "rtm",
+    "bus_lock_detect",
+)  # fmt: skip
+
+_TOP = ("schema", "id", "inherits", "name", "microarchitecture", "nominal_ghz", "shape", "prices")
+_SHAPE = ("capability_msrs", "address_widths", "features", "tlb")
+_TLB = ("note", "arrays", "paging_structure_caches", "guest_physical")
+_ARRAY = ("level", "kind", "pages", "entries", "ways", "status", "source")
+_CACHES = ("pml5", "pml4", "pdpt", "pd")
+_MOST_CYCLES = 1e9
+_MOST_ENTRIES = 1 << 24
+_KINDS = ("instruction", "data", "unified")
+_PAGES = ("4K", "2M", "1G")
+
+
+class Part(NamedTuple):
+    """A value of a profile that is replaced as a whole, and where it stands."""
+
+    value: Any
+    item: Item
+
+
+def parts_of(document: Item) -> dict[str, Part]:
+    """Return the parts of a profile file.
+
+    Raises
+    ------
+    InputError
+        A key or a value is not one that a profile can have; file and line are given.
+    """
+    top = document.mapping("a profile", _TOP)
+    if "schema" not in top:
+        raise document.error("a profile begins with 'schema: 1'")
+    if top["schema"].integer("schema", 0, 1 << 16) != 1:
+        raise top["schema"].error(f"schema {top['schema'].value} is not known", hint="this is 1")
+    parts: dict[str, Part] = {"document": Part(None, document)}
+    for key in ("id", "name", "microarchitecture", "inherits"):
+        if key in top:
+            parts[key] = Part(top[key].text(key), top[key])
+    if "nominal_ghz" in top:
+        parts["nominal_ghz"] = Part(_nominal_ghz(top["nominal_ghz"]), top["nominal_ghz"])
+    if "shape" in top:
+        parts.update(_shape(top["shape"]))
+    if "prices" in top:
+        parts.update(_prices(top["prices"]))
+    return parts
+
+
+def _provenance(what: str, item: Item, statuses: tuple[str, ...]) -> dict[str, str]:
+    """Return status and source of a figure; both must be there."""
+    entries = item.entries(what)
+    if "status" not in entries:
+        raise item.error(f"{what} has no status", hint=f"one of {', '.join(statuses)}")
+    status = entries["status"].choice(f"status of {what}", statuses)
+    if "source" not in entries:
+        raise item.error(f"{what} has no source", hint="say where the figure comes from, or why")
+    return {"status": status, "source": entries["source"].text(f"source of {what}")}
+
+
+def _required(what: str, item: Item, key: str) -> Item:
+    entries = item.entries(what)
+    if key not in entries:
+        raise item.error(f"{what} has no {key!r}")
+    return entries[key]
+
+
+def _nominal_ghz(item: Item) -> dict[str, Any]:
+    what = "nominal_ghz"
+    item.mapping(what, ("value", "status", "source"))
+    value = _required(what, item, "value").number(what, 0.01, 100)
+    return {"value": value, **_provenance(what, item, SHAPE_STATUSES)}
+
+
+def _shape(item: Item) -> Iterator[tuple[str, Part]]:
+    shape = item.mapping("shape", _SHAPE)
+    if "capability_msrs" in shape:
+        yield from _msrs(shape["capability_msrs"])
+    if "address_widths" in shape:
+        widths = shape["address_widths"]
+        yield "address_widths", Part(_widths(widths), widths)
+    if "features" in shape:
+        yield "features", Part(_features(shape["features"]), shape["features"])
+    if "tlb" in shape:
+        tlb = shape["tlb"].mapping("tlb", _TLB)
+        if "note" in tlb:
+            yield "tlb note", Part(tlb["note"].text("note"), tlb["note"])
+        if "arrays" in tlb:
+            arrays = [_array(entry) for entry in tlb["arrays"].items("arrays")]
+            yield "arrays", Part(arrays, tlb["arrays"])
+        for key, read in (("paging_structure_caches", _caches), ("guest_physical", _guest_tlb)):
+            if key in tlb:
+                yield key, Part(read(tlb[key]), tlb[key])
+
+
+def _msrs(item: Item) -> Iterator[tuple[str, Part]]:
+    """Yield one part for each MSR; status and source of the block hold for all plain values."""
+    item.mapping("capability_msrs", ("status", "source", "values"))
+    values = _required("capability_msrs", item, "values")
+    for name, entry in values.entries("values").items():
+        if name not in Msr.__members__ or Msr[name] not in CAPABILITY_MSRS:
+            known = [Msr(address).name for address in CAPABILITY_MSRS]
+            raise UnknownName("capability MSR", name, known).at(entry.file, entry.line)
+        if isinstance(entry.value, dict):
+            entry.mapping(name, ("value", "status", "source"))
+            raw, holder = _required(name, entry, "value"), entry
+        else:
+            raw, holder = entry, item
+        value = raw.integer(name, 0, (1 << 64) - 1)
+        what = name if holder is entry else "capability_msrs"
+        yield f"msr {name}", Part({"value": value, **_provenance(what, holder, SHAPE_STATUSES)}, raw)
+
+
+def _widths(item: Item) -> dict[str, Any]:
+    what = "address_widths"
+    item.mapping(what, ("maxphyaddr", "linear_bits", "status", "source"))
+    linear = _required(what, item, "linear_bits")
+    if linear.integer("linear_bits", 0, 64) not in (48, 57):
+        raise linear.error(f"linear_bits is {linear.value}", hint="48, or 57 with LA57")
+    physical = _required(what, item, "maxphyaddr").integer("maxphyaddr", 32, 52)
+    provenance = _provenance(what, item, SHAPE_STATUSES)
+    return {"maxphyaddr": physical, "linear_bits": linear.value, **provenance}
+
+
+def _features(item: Item) -> dict[str, Any]:
+    item.mapping("features", ("values", "status", "source"))
+    values = _required("features", item, "values").items("values")
+    names = [value.choice("CPU feature", FEATURES) for value in values]
+    return {"values": names, **_provenance("features", item, SHAPE_STATUSES)}
+
+
+def _array(item: Item) -> dict[str, Any]:
+    what = "TLB array"
+    item.mapping(what, _ARRAY)
+    pages = [page.choice("page size", _PAGES) for page in _required(what, item, "pages").items(what)]
+    if not pages or len(set(pages)) != len(pages):
+        raise item.error("a TLB array holds each of its page sizes once, and at least one")
+    entries = _required(what, item, "entries").integer("entries", 1, _MOST_ENTRIES)
+    ways_item = _required(what, item, "ways")
+    ways = ways_item.integer("ways", 1, _MOST_ENTRIES)
+    if entries % ways or entries // ways & (entries // ways - 1):
+        raise ways_item.error(
+            f"a TLB array of {entries} entries cannot have {ways} ways",
+            hint="entries divided by ways is the number of sets, which must be a power of two",
+        )
+    return {
+        "level": _required(what, item, "level").integer("level of a TLB array", 1, 2),
+        "kind": _required(what, item, "kind").choice("kind of TLB array", _KINDS),
+        "pages": pages,
+        "entries": entries,
+        "ways": ways,
+        **_provenance(what, item, SHAPE_STATUSES),
+    }
+
+
+def _caches(item: Item) -> dict[str, Any]:
+    what = "paging_structure_caches"
+    caches = item.mapping(what, (*_CACHES, "status", "source"))
+    sizes = {
+        key: caches[key].integer(key, 0, _MOST_ENTRIES) if key in caches else 0 for key in _CACHES
+    }
+    return {**sizes, **_provenance(what, item, SHAPE_STATUSES)}
+
+
+def _guest_tlb(item: Item) -> dict[str, Any]:
+    what = "guest_physical"
+    item.mapping(what, ("entries", "status", "source"))
+    entries = _required(what, item, "entries").integer(what, 0, _MOST_ENTRIES)
+    return {"entries": entries, **_provenance(what, item, SHAPE_STATUSES)}
+
+
+def _prices(item: Item) -> Iterator[tuple[str, Part]]:
+    prices = item.mapping("prices", (*PRICES, *OPTIONAL_PRICES, "walk"))
+    for name, entry in prices.items():
+        if name == "walk":
+            for key, price in entry.mapping("walk", WALK_PRICES).items():
+                yield f"price walk.{key}", Part(_price(f"walk.{key}", price), price)
+        else:
+            yield f"price {name}", Part(_price(name, entry), entry)
+
+
+def _price(name: str, item: Item) -> dict[str, Any]:
+    """Return a price; ``cycles: null`` means that there is no data, and needs no status."""
+    what = f"price {name!r}"
+    entries = item.mapping(what, ("cycles", "status", "source"))
+    cycles = _required(what, item, "cycles")
+    if cycles.value is None:
+        if "status" in entries:
+            raise entries["status"].error(f"{what} has a status but no figure")
+        if "source" not in entries:
+            raise item.error(f"{what} has no source", hint="say why there is no figure")
+        return {"cycles": None, "status": None, "source": entries["source"].text("source")}
+    figure = cycles.number(f"{what} (in cycles)", 0, _MOST_CYCLES)
+    return {"cycles": figure, **_provenance(what, item, PRICE_STATUSES)}
