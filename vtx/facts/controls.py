@@ -572,7 +572,10 @@ GROUPS: dict[str, ControlGroup] = {
             32,
             ("IA32_VMX_PINBASED_CTLS", "IA32_VMX_TRUE_PINBASED_CTLS"),
             (1, 2, 4),
-            "all other bits; capability MSRs say whether 0 or 1; bits 1, 2, 4 are reserved default1",
+            (
+                "all other bits; capability MSRs say whether 0 or 1; bits 1, 2, 4 are reserved "
+                "default1"
+            ),
         ),
         _group(
             "proc1",
@@ -583,7 +586,10 @@ GROUPS: dict[str, ControlGroup] = {
             32,
             ("IA32_VMX_PROCBASED_CTLS", "IA32_VMX_TRUE_PROCBASED_CTLS"),
             (1, 4, 5, 6, 8, 13, 14, 15, 16, 26),
-            "bits 0, 1, 4-6, 8, 13, 14, 18, 26 have no documented function (1, 4-6, 8, 13, 14, 26 default1)",
+            (
+                "bits 0, 1, 4-6, 8, 13, 14, 18, 26 have no documented function (1, 4-6, 8, 13, 14, "
+                "26 default1)"
+            ),
         ),
         _group(
             "proc2",

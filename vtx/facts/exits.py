@@ -569,7 +569,10 @@ class ExitReason(IntEnum):
         qualification="msr_index",
         length=CONDITIONAL,
         information="msr_imm",
-        note="Xen patch series (v4-v9) uses qualification = MSR index and register in instruction information bits 6:3; SDM 092 lists neither; Bochs stores qualification 0. "
+        note=(
+            "Xen patch series (v4-v9) uses qualification = MSR index and register in instruction "
+            "information bits 6:3; SDM 092 lists neither; Bochs stores qualification 0; "
+        )
         + _LENGTH_NOTE,
     )
     UWRMSR = _fault(
@@ -607,7 +610,7 @@ class ExitReason(IntEnum):
         ),
     )
 
-    # The names that Linux (KVM, perf, ftrace) uses where they differ: arch/x86/include/uapi/asm/vmx.h
+    # The names that Linux (KVM, perf, ftrace) uses where they differ, as in its uapi/asm/vmx.h
     EXCEPTION_NMI = EXCEPTION_OR_NMI
     SIPI_SIGNAL = STARTUP_IPI
     VMOFF = VMXOFF
@@ -688,6 +691,16 @@ EXITS: dict[ExitReason, ExitInfo] = {
 
 #: Names found in older kernels' traces and in Xen's, in lower case.
 OTHER_NAMES: dict[str, ExitReason] = {
+    # Xen
+    "init": ExitReason.INIT_SIGNAL,
+    "sipi": ExitReason.STARTUP_IPI,
+    "pending_virt_intr": ExitReason.INTERRUPT_WINDOW,
+    "pending_virt_nmi": ExitReason.NMI_WINDOW,
+    "invalid_guest_state": ExitReason.ENTRY_FAILURE_GUEST_STATE,
+    "msr_loading": ExitReason.ENTRY_FAILURE_MSR_LOADING,
+    "machine_check": ExitReason.ENTRY_FAILURE_MACHINE_CHECK,
+    "access_gdtr_or_idtr": ExitReason.GDTR_IDTR_ACCESS,
+    "access_ldtr_or_tr": ExitReason.LDTR_TR_ACCESS,
     # Linux before 5.6
     "pending_interrupt": ExitReason.INTERRUPT_WINDOW,
     # Linux 2.6.3x, which traced in lower case

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from vtx.bits import bits
 
-__all__ = ["UNNAMED", "BitRange", "DecodedBits", "Layout", "decode"]
+__all__ = ["UNNAMED", "BitRange", "DecodedBits", "Layout", "decode", "flag", "table"]
 
 #: Names of ranges that carry no information: the manual calls them reserved, undefined or zero.
 UNNAMED = frozenset({"reserved", "undefined", "zero", "ignored"})
@@ -40,6 +40,13 @@ class BitRange(NamedTuple):
     def of(self, word: int) -> int:
         """Return these bits of `word`, shifted down to bit 0."""
         return bits(word, self.high, self.low)
+
+
+def flag(
+    position: int, name: str, meaning: str, values: Mapping[int, str] | None = None
+) -> BitRange:
+    """Return the row of a single bit."""
+    return BitRange(position, position, name, meaning, values)
 
 
 class Layout(NamedTuple):
@@ -86,7 +93,15 @@ class Layout(NamedTuple):
 
 
 class DecodedBits(NamedTuple):
-    """One range of a decoded word: where it is, what it holds and what that means."""
+    """One range of a decoded word.
+
+    Attributes
+    ----------
+    range : BitRange
+        Where the bits are and what they are for.
+    value : int
+        What they hold, shifted down to bit 0.
+    """
 
     range: BitRange
     value: int
@@ -97,6 +112,11 @@ class DecodedBits(NamedTuple):
         if self.range.values is None:
             return self.range.meaning
         return self.range.values.get(self.value, "not defined")
+
+
+def table(*layouts: Layout) -> dict[str, Layout]:
+    """Return layouts by name, in the order given."""
+    return {layout.name: layout for layout in layouts}
 
 
 def decode(layout: Layout, value: int) -> list[DecodedBits]:

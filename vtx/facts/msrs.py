@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from vtx.errors import UnknownName
-from vtx.facts.layout import BitRange
+from vtx.facts.layout import BitRange, flag
 from vtx.facts.lookup import as_number, canonical
 
 __all__ = ["CAPABILITY_MSRS", "Msr", "MsrInfo", "find_capability_msr", "find_msr"]
@@ -181,18 +181,18 @@ CAPABILITY_MSRS: dict[Msr, MsrInfo] = {
     Msr.IA32_FEATURE_CONTROL: MsrInfo(
         Msr.IA32_FEATURE_CONTROL,
         (
-            BitRange(0, 0, "lock", "writes #GP until reset when 1; VMXON #GP when 0"),
-            BitRange(1, 1, "enable_vmx_inside_smx", "VMXON allowed in SMX operation"),
-            BitRange(2, 2, "enable_vmx_outside_smx", "VMXON allowed outside SMX operation"),
-            BitRange(7, 3, "reserved", "0"),
+            flag(0, "lock", "writes #GP until reset when 1; VMXON #GP when 0"),
+            flag(1, "enable_vmx_inside_smx", "VMXON allowed in SMX operation"),
+            flag(2, "enable_vmx_outside_smx", "VMXON allowed outside SMX operation"),
+            BitRange(7, 3, "reserved", "must be 0"),
             BitRange(14, 8, "senter_local_enables", "per-function GETSEC[SENTER] enables"),
-            BitRange(15, 15, "senter_global_enable", "GETSEC[SENTER] enable"),
-            BitRange(16, 16, "reserved", "0"),
-            BitRange(17, 17, "sgx_launch_control_enable", "IA32_SGXLEPUBKEYHASHn writable"),
-            BitRange(18, 18, "sgx_global_enable", "SGX leaf functions enabled"),
-            BitRange(19, 19, "reserved", "0"),
-            BitRange(20, 20, "lmce_on", "local machine check enable"),
-            BitRange(63, 21, "reserved", "0"),
+            flag(15, "senter_global_enable", "GETSEC[SENTER] enable"),
+            flag(16, "reserved", "must be 0"),
+            flag(17, "sgx_launch_control_enable", "IA32_SGXLEPUBKEYHASHn writable"),
+            flag(18, "sgx_global_enable", "SGX leaf functions enabled"),
+            flag(19, "reserved", "must be 0"),
+            flag(20, "lmce_on", "local machine check enable"),
+            BitRange(63, 21, "reserved", "must be 0"),
         ),
         exists_if="CPUID.1:ECX[5]=1 or CPUID.1:ECX[6]=1 (and others)",
         reset="0, kept across INIT; firmware normally sets 5H (lock + outside SMX)",
@@ -203,37 +203,31 @@ CAPABILITY_MSRS: dict[Msr, MsrInfo] = {
         Msr.IA32_VMX_BASIC,
         (
             BitRange(30, 0, "revision_id", "VMCS revision identifier"),
-            BitRange(31, 31, "zero", "always 0"),
+            flag(31, "zero", "always 0"),
             BitRange(
                 44,
                 32,
                 "region_size",
                 "bytes for VMXON/VMCS region, 1..4096 (bit 44 set iff 43:32 zero)",
             ),
-            BitRange(47, 45, "reserved", "0"),
-            BitRange(
-                48,
+            BitRange(47, 45, "reserved", "always 0"),
+            flag(
                 48,
                 "physical_address_width_32",
                 "1: VMX physical addresses limited to 32 bits; 0 on Intel 64",
             ),
-            BitRange(49, 49, "dual_monitor", "dual-monitor treatment supported"),
+            flag(49, "dual_monitor", "dual-monitor treatment supported"),
             BitRange(53, 50, "memory_type", "0 UC, 6 WB for VMCS and pointed-to structures"),
-            BitRange(54, 54, "ins_outs_info", "INS/OUTS exits fill instruction information"),
-            BitRange(
-                55, 55, "true_controls", "default1 controls may be 0; TRUE capability MSRs exist"
-            ),
-            BitRange(
-                56,
+            flag(54, "ins_outs_info", "INS/OUTS exits fill instruction information"),
+            flag(55, "true_controls", "default1 controls may be 0; TRUE capability MSRs exist"),
+            flag(
                 56,
                 "error_code_any_exception",
                 "VM entry does not tie deliver-error-code to the vector",
             ),
-            BitRange(57, 57, "reserved", "0"),
-            BitRange(
-                58, 58, "nested_exception", "nested-exception bit (13) of event fields supported"
-            ),
-            BitRange(63, 59, "reserved", "0"),
+            flag(57, "reserved", "always 0"),
+            flag(58, "nested_exception", "nested-exception bit (13) of event fields supported"),
+            BitRange(63, 59, "reserved", "always 0"),
         ),
         exists_if="CPUID.1:ECX[5]=1",
         note=(
@@ -290,31 +284,29 @@ CAPABILITY_MSRS: dict[Msr, MsrInfo] = {
                 "preemption_timer_tsc_shift",
                 "timer ticks when TSC bit X toggles, rate TSC >> X",
             ),
-            BitRange(
-                5,
+            flag(
                 5,
                 "stores_efer_lma",
                 "exits store EFER.LMA into entry control 9; 1 iff unrestricted guest supported",
             ),
-            BitRange(6, 6, "activity_hlt", "HLT activity state supported"),
-            BitRange(7, 7, "activity_shutdown", "shutdown activity state supported"),
-            BitRange(8, 8, "activity_wait_for_sipi", "wait-for-SIPI activity state supported"),
-            BitRange(13, 9, "reserved", "0"),
-            BitRange(14, 14, "intel_pt_in_vmx", "Intel PT usable in VMX operation"),
-            BitRange(15, 15, "rdmsr_smbase_in_smm", "RDMSR of IA32_SMBASE works in SMM"),
+            flag(6, "activity_hlt", "HLT activity state supported"),
+            flag(7, "activity_shutdown", "shutdown activity state supported"),
+            flag(8, "activity_wait_for_sipi", "wait-for-SIPI activity state supported"),
+            BitRange(13, 9, "reserved", "always 0"),
+            flag(14, "intel_pt_in_vmx", "Intel PT usable in VMX operation"),
+            flag(15, "rdmsr_smbase_in_smm", "RDMSR of IA32_SMBASE works in SMM"),
             BitRange(24, 16, "cr3_target_count", "number of CR3-target values"),
             BitRange(
                 27, 25, "max_msr_list", "N: recommended maximum 512*(N+1) entries per MSR area"
             ),
-            BitRange(28, 28, "smm_monitor_ctl_bit2", "IA32_SMM_MONITOR_CTL[2] may be 1"),
-            BitRange(29, 29, "vmwrite_any_field", "VMWRITE may write VM-exit information fields"),
-            BitRange(
-                30,
+            flag(28, "smm_monitor_ctl_bit2", "IA32_SMM_MONITOR_CTL[2] may be 1"),
+            flag(29, "vmwrite_any_field", "VMWRITE may write VM-exit information fields"),
+            flag(
                 30,
                 "zero_length_injection",
                 "VM-entry instruction length 0 allowed for software events",
             ),
-            BitRange(31, 31, "reserved", "0"),
+            flag(31, "reserved", "always 0"),
             BitRange(63, 32, "mseg_revision", "MSEG revision identifier"),
         ),
         exists_if="CPUID.1:ECX[5]=1",
@@ -346,9 +338,9 @@ CAPABILITY_MSRS: dict[Msr, MsrInfo] = {
     Msr.IA32_VMX_VMCS_ENUM: MsrInfo(
         Msr.IA32_VMX_VMCS_ENUM,
         (
-            BitRange(0, 0, "reserved", "0"),
+            flag(0, "reserved", "always 0"),
             BitRange(9, 1, "highest_index", "highest index (bits 9:1) used by any field encoding"),
-            BitRange(63, 10, "reserved", "0"),
+            BitRange(63, 10, "reserved", "always 0"),
         ),
         exists_if="CPUID.1:ECX[5]=1",
         note=(
@@ -368,36 +360,34 @@ CAPABILITY_MSRS: dict[Msr, MsrInfo] = {
     Msr.IA32_VMX_EPT_VPID_CAP: MsrInfo(
         Msr.IA32_VMX_EPT_VPID_CAP,
         (
-            BitRange(0, 0, "execute_only", "execute-only EPT translations"),
-            BitRange(5, 1, "reserved", "0"),
-            BitRange(6, 6, "page_walk_4", "4-level EPT"),
-            BitRange(7, 7, "page_walk_5", "5-level EPT"),
-            BitRange(8, 8, "memory_type_uc", "EPT structures may be UC"),
-            BitRange(13, 9, "reserved", "0"),
-            BitRange(14, 14, "memory_type_wb", "EPT structures may be WB"),
-            BitRange(15, 15, "reserved", "0"),
-            BitRange(16, 16, "pde_2mb", "2-MByte EPT pages"),
-            BitRange(17, 17, "pdpte_1gb", "1-GByte EPT pages"),
-            BitRange(19, 18, "reserved", "0"),
-            BitRange(20, 20, "invept", "INVEPT supported"),
-            BitRange(21, 21, "accessed_dirty", "EPT accessed and dirty flags"),
-            BitRange(
-                22, 22, "advanced_ept_exit_info", "qualification bits 9-11 for EPT violations"
-            ),
-            BitRange(23, 23, "supervisor_shadow_stack", "EPTP[7] supervisor shadow-stack control"),
-            BitRange(24, 24, "reserved", "0"),
-            BitRange(25, 25, "invept_single_context", "INVEPT type 1"),
-            BitRange(26, 26, "invept_all_context", "INVEPT type 2"),
-            BitRange(31, 27, "reserved", "0"),
-            BitRange(32, 32, "invvpid", "INVVPID supported"),
-            BitRange(39, 33, "reserved", "0"),
-            BitRange(40, 40, "invvpid_individual_address", "INVVPID type 0"),
-            BitRange(41, 41, "invvpid_single_context", "INVVPID type 1"),
-            BitRange(42, 42, "invvpid_all_context", "INVVPID type 2"),
-            BitRange(43, 43, "invvpid_single_context_retaining_globals", "INVVPID type 3"),
-            BitRange(47, 44, "reserved", "0"),
+            flag(0, "execute_only", "execute-only EPT translations"),
+            BitRange(5, 1, "reserved", "always 0"),
+            flag(6, "page_walk_4", "4-level EPT"),
+            flag(7, "page_walk_5", "5-level EPT"),
+            flag(8, "memory_type_uc", "EPT structures may be UC"),
+            BitRange(13, 9, "reserved", "always 0"),
+            flag(14, "memory_type_wb", "EPT structures may be WB"),
+            flag(15, "reserved", "always 0"),
+            flag(16, "pde_2mb", "2-MByte EPT pages"),
+            flag(17, "pdpte_1gb", "1-GByte EPT pages"),
+            BitRange(19, 18, "reserved", "always 0"),
+            flag(20, "invept", "INVEPT supported"),
+            flag(21, "accessed_dirty", "EPT accessed and dirty flags"),
+            flag(22, "advanced_ept_exit_info", "qualification bits 9-11 for EPT violations"),
+            flag(23, "supervisor_shadow_stack", "EPTP[7] supervisor shadow-stack control"),
+            flag(24, "reserved", "always 0"),
+            flag(25, "invept_single_context", "INVEPT type 1"),
+            flag(26, "invept_all_context", "INVEPT type 2"),
+            BitRange(31, 27, "reserved", "always 0"),
+            flag(32, "invvpid", "INVVPID supported"),
+            BitRange(39, 33, "reserved", "always 0"),
+            flag(40, "invvpid_individual_address", "INVVPID type 0"),
+            flag(41, "invvpid_single_context", "INVVPID type 1"),
+            flag(42, "invvpid_all_context", "INVVPID type 2"),
+            flag(43, "invvpid_single_context_retaining_globals", "INVVPID type 3"),
+            BitRange(47, 44, "reserved", "always 0"),
             BitRange(53, 48, "max_hlat_prefix_size", "enumerated maximum HLAT prefix size"),
-            BitRange(63, 54, "reserved", "0"),
+            BitRange(63, 54, "reserved", "always 0"),
         ),
         exists_if="IA32_VMX_PROCBASED_CTLS2[33]=1 (EPT) or [37]=1 (VPID)",
         note="bits 7, 22, 23, 53:48 newer than 2016",
@@ -445,7 +435,7 @@ CAPABILITY_MSRS: dict[Msr, MsrInfo] = {
     Msr.IA32_VMX_VMFUNC: MsrInfo(
         Msr.IA32_VMX_VMFUNC,
         (
-            BitRange(0, 0, "eptp_switching", "EPTP switching may be 1"),
+            flag(0, "eptp_switching", "EPTP switching may be 1"),
             BitRange(63, 1, "allowed1", "0"),
         ),
         reports="vm_function_controls",
