@@ -18,7 +18,7 @@ from vtx.errors import InputError, UnknownName
 if TYPE_CHECKING:
     import yaml
 
-__all__ = ["Item", "read_document"]
+__all__ = ["Item", "parse_document", "read_document", "read_text"]
 
 #: No profile comes near these; a file that does is something else.
 _MOST_BYTES = 1 << 20
@@ -114,30 +114,51 @@ class Item:
         return repr(self.value) if len(repr(self.value)) <= 40 else "something long"
 
 
-def _short(value: float) -> str:
+def _short(value: int | float) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return str(value) if abs(value) < 1 << 16 else f"{value:#x}"[:24]
 
 
-def read_document(path: Path) -> Item:
+def read_document(path: Path, what: str = "profile", most_bytes: int = _MOST_BYTES) -> Item:
     """Read a YAML file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    what : str
+        What the file should be, for messages.
+    most_bytes : int
+        A longer file is something else.
 
     Raises
     ------
     InputError
         The file cannot be read, is empty, is not text, or is not YAML.
     """
+    return parse_document(read_text(path, what, most_bytes), str(path), what)
+
+
+def parse_document(text: str, name: str, what: str = "profile") -> Item:
+    """Return the value that YAML text describes; `name` is the file's name for messages.
+
+    Raises
+    ------
+    InputError
+        The text is empty or is not YAML.
+    """
     import yaml
 
-    name = str(path)
-    text = _read_text(path)
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    except yaml.YAMLError as error:  # characters that YAML forbids
+        raise InputError(f"not YAML: {str(error).splitlines()[0]}", file=name) from None
     try:
         node = loader.get_single_node()
         if node is None:
             raise InputError("the file is empty", file=name)
-        return _convert(loader, node, name, set(), 0)
+        return _convert(loader, node, name, what, set(), 0)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
@@ -150,18 +171,21 @@ def read_document(path: Path) -> Item:
         loader.dispose()
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path, what: str = "profile", most_bytes: int = _MOST_BYTES) -> str:
+    """Return the text of a file that should be a `what` (raises as :func:`read_document`)."""
     try:
         with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
+            data = file.read(most_bytes + 1)
     except IsADirectoryError:
-        raise InputError("this is a directory, not a profile", file=str(path)) from None
+        raise InputError(f"this is a directory, not a {what}", file=str(path)) from None
     except OSError as error:
         raise InputError(
-            f"cannot read the profile: {error.strerror or error}", file=str(path)
+            f"cannot read the {what}: {error.strerror or error}", file=str(path)
         ) from None
-    if len(data) > _MOST_BYTES:
-        raise InputError("the file is too long for a profile", file=str(path))
+    except ValueError as error:  # a null character in the name
+        raise InputError(f"no {what} can have this name: {error}") from None
+    if len(data) > most_bytes:
+        raise InputError(f"the file is too long for a {what}", file=str(path))
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -169,7 +193,9 @@ def _read_text(path: Path) -> str:
         raise InputError("the file is not UTF-8 text", file=str(path), line=line) from None
 
 
-def _convert(loader: Any, node: yaml.Node, file: str, seen: set[int], depth: int) -> Item:
+def _convert(
+    loader: Any, node: yaml.Node, file: str, what: str, seen: set[int], depth: int
+) -> Item:
     import yaml
 
     mark = node.start_mark
@@ -178,17 +204,17 @@ def _convert(loader: Any, node: yaml.Node, file: str, seen: set[int], depth: int
         raise Item(None, *place).error("aliases are not supported", hint="write the value again")
     seen.add(id(node))
     if depth > _MOST_DEPTH:
-        raise Item(None, *place).error("too deeply nested for a profile")
+        raise Item(None, *place).error(f"too deeply nested for a {what}")
     if isinstance(node, yaml.MappingNode):
-        return Item(dict(_entries(loader, node, file, seen, depth)), *place)
+        return Item(dict(_entries(loader, node, file, what, seen, depth)), *place)
     if isinstance(node, yaml.SequenceNode):
-        values = [_convert(loader, child, file, seen, depth + 1) for child in node.value]
+        values = [_convert(loader, child, file, what, seen, depth + 1) for child in node.value]
         return Item(values, *place)
-    return Item(_scalar(loader, node, Item(None, *place)), *place)
+    return Item(_scalar(loader, node, what, Item(None, *place)), *place)
 
 
 def _entries(
-    loader: Any, node: yaml.MappingNode, file: str, seen: set[int], depth: int
+    loader: Any, node: yaml.MappingNode, file: str, what: str, seen: set[int], depth: int
 ) -> Iterator[tuple[str, Item]]:
     import yaml
 
@@ -204,17 +230,17 @@ def _entries(
                 column=mark.column + 1,
             )
         names.add(key.value)
-        item = _convert(loader, value, file, seen, depth + 1)
+        item = _convert(loader, value, file, what, seen, depth + 1)
         # An unknown key or a wrong block is found where its key stands.
         if isinstance(item.value, dict | list):
             item = Item(item.value, file, mark.line + 1, mark.column + 1)
         yield key.value, item
 
 
-def _scalar(loader: Any, node: yaml.Node, item: Item) -> object:
+def _scalar(loader: Any, node: yaml.Node, what: str, item: Item) -> object:
     kind = node.tag.removeprefix(_TAG)
     if kind not in _SCALARS:
-        raise item.error(f"a profile has no values of type {kind!r}")
+        raise item.error(f"a {what} has no values of type {kind!r}")
     try:
         # YAML's own rules for 0x10, 1e3, yes and ~.
         value: object = getattr(loader, f"construct_yaml_{kind}")(node)
