@@ -97,7 +97,9 @@ class InputError(VtxError):
         text = f"{place}: {self.message}" if place else self.message
         return f"{text} ({self.hint})" if self.hint else text
 
-    def at(self, file: str | None, line: int | None = None, column: int | None = None) -> InputError:
+    def at(
+        self, file: str | None, line: int | None = None, column: int | None = None
+    ) -> InputError:
         """Fill in the place where it is still unknown, and return the error itself."""
         self.file = self.file if self.file is not None else file
         self.line = self.line if self.line is not None else line
@@ -141,7 +143,7 @@ class AddressError(InputError):
         self.address = address
         self.size_bytes = size_bytes
         super().__init__(
-            f"physical address {address:#x} is beyond the machine's memory of {size_bytes:#x} bytes",
+            f"physical address {address:#x} lies beyond the {size_bytes:#x} bytes of memory",
             hint="give the machine more memory, or correct the address",
         )
 
