@@ -1,0 +1,139 @@
+"""What a trace expects of its run, and how the run compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vtx.facts.exits import ExitReason, find_exit_reason
+from vtx.facts.fields import Field, find_field
+from vtx.facts.instructions import GENERAL_REGISTERS
+from vtx.hypervisor.options import Expectation, Expected
+from vtx.hypervisor.values import at, number_of
+from vtx.profiles.document import Item
+
+if TYPE_CHECKING:
+    from vtx.hypervisor.run import Run
+
+__all__ = ["OUTCOMES", "Result", "check_expectations", "read_expectations"]
+
+#: How a run can end.
+OUTCOMES = ("end", "halted", "shutdown", "entry_failure", "vmfail")
+
+_REGISTERS = (*GENERAL_REGISTERS, "rip", "rflags", "cr0", "cr2", "cr3", "cr4")
+_MOST = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """One expectation beside what the run gave.
+
+    Parameters
+    ----------
+    what : str
+        What was compared: ``"exits CPUID"``, ``"register rax"`` ...
+    expected, actual : int or str
+        The values.
+    line : int
+        Where the trace says so.
+    """
+
+    what: str
+    expected: int | str
+    actual: int | str
+    line: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether the run gave what was expected."""
+        return self.expected == self.actual
+
+    def __str__(self) -> str:
+        return f"{self.what}: expected {_show(self.expected)}, got {_show(self.actual)}"
+
+
+def _show(value: int | str) -> str:
+    if isinstance(value, str):
+        return repr(value)
+    return str(value) if abs(value) < 1 << 16 else f"{value:#x}"
+
+
+def read_expectations(item: Item | None) -> tuple[Expected, ...]:
+    """Read the ``expect`` block of a trace."""
+    if item is None:
+        return ()
+    keys = (*_READERS, "total_exits", "console", "outcome")
+    entries = item.mapping("expect", keys)
+    expected: list[Expected] = []
+    for key, value in entries.items():
+        if key == "total_exits":
+            total = number_of(value, key)
+            expected.append(Expected(Expectation.TOTAL_EXITS, "", total, value.line))
+        elif key == "console":
+            text = value.value if isinstance(value.value, str) else value.text(key)
+            expected.append(Expected(Expectation.CONSOLE, "", text, value.line))
+        elif key == "outcome":
+            outcome = value.choice(key, OUTCOMES)
+            expected.append(Expected(Expectation.OUTCOME, "", outcome, value.line))
+        else:
+            kind, find = _READERS[key]
+            for name, number in value.entries(key).items():
+                subject = at(number, lambda f=find, n=name: f(n))  # type: ignore[misc]
+                expected.append(Expected(kind, subject, number_of(number, name), number.line))
+    return tuple(expected)
+
+
+def _find_register(name: str) -> str:
+    from vtx.errors import UnknownName
+
+    if name.lower() not in _REGISTERS:
+        raise UnknownName("register", name, _REGISTERS)
+    return name.lower()
+
+
+def _find_address(name: str) -> int:
+    from vtx.errors import InputError
+
+    try:
+        address = int(name, 0)
+    except ValueError:
+        address = -1
+    if not 0 <= address <= _MOST:
+        raise InputError(f"{name!r} is no guest-physical address", hint="write 0x7000")
+    return address
+
+
+_READERS: Mapping[str, tuple[Expectation, Callable[[str], int | str]]] = {
+    "exits": (Expectation.EXITS, lambda name: find_exit_reason(name).reason),
+    "registers": (Expectation.REGISTER, _find_register),
+    "memory": (Expectation.MEMORY, _find_address),
+    "vmcs": (Expectation.FIELD, lambda name: find_field(name).field),
+}
+
+
+def check_expectations(expectations: tuple[Expected, ...], run: Run) -> tuple[Result, ...]:
+    """Compare a finished run with what its trace expects."""
+    return tuple(_check(expected, run) for expected in expectations)
+
+
+def _check(expected: Expected, run: Run) -> Result:
+    key = expected.key
+    actual: int | str
+    match expected.kind:
+        case Expectation.EXITS:
+            reason = ExitReason(int(key))
+            what, actual = f"exits {reason.name}", run.exits.get(reason, 0)
+        case Expectation.TOTAL_EXITS:
+            what, actual = "exits in all", run.total_exits
+        case Expectation.REGISTER:
+            what, actual = f"register {key}", run.registers[str(key)]
+        case Expectation.MEMORY:
+            what, actual = f"memory at {int(key):#x}", run.guest_u64(int(key))
+        case Expectation.FIELD:
+            what, actual = Field(int(key)).name, run.vmcs[Field(int(key))]
+        case Expectation.CONSOLE:
+            what, actual = "console", run.console
+        case _:
+            what, actual = "outcome", run.outcome
+    return Result(what, expected.value, actual, expected.line)
