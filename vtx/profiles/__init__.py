@@ -8,7 +8,7 @@ cost (*prices*), and of every figure how well it is founded and where it comes f
 from __future__ import annotations
 
 import copy
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ def _load(path: str) -> dict[str, Any]:
     return _read(path)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load_shipped(path: str) -> dict[str, Any]:
     return _read(path)
 
@@ -88,6 +88,9 @@ def _read(path: str) -> dict[str, Any]:
     from vtx.profiles.rules import check_profile
 
     parts = _with_ancestors(Path(path), ())
+    absent = [key for key, part in parts.items() if key.startswith("msr ") and part.value is None]
+    for key in absent:
+        del parts[key]
     check_profile(parts)
     return _plain(parts, path)
 

@@ -134,13 +134,19 @@ def _shape(item: Item) -> Iterator[tuple[str, Part]]:
 
 
 def _msrs(item: Item) -> Iterator[tuple[str, Part]]:
-    """Yield one part for each MSR; status and source of the block hold for all plain values."""
+    """Yield one part for each MSR; status and source of the block hold for all plain values.
+
+    An MSR without a value is one that this CPU does not have, whatever is inherited.
+    """
     item.mapping("capability_msrs", ("status", "source", "values"))
     values = _required("capability_msrs", item, "values")
     for name, entry in values.entries("values").items():
         if name not in Msr.__members__ or Msr[name] not in CAPABILITY_MSRS:
             known = [Msr(address).name for address in CAPABILITY_MSRS]
             raise UnknownName("capability MSR", name, known).at(entry.file, entry.line)
+        if entry.value is None:
+            yield f"msr {name}", Part(None, entry)
+            continue
         if isinstance(entry.value, dict):
             entry.mapping(name, ("value", "status", "source"))
             raw, holder = _required(name, entry, "value"), entry
@@ -148,7 +154,10 @@ def _msrs(item: Item) -> Iterator[tuple[str, Part]]:
             raw, holder = entry, item
         value = raw.integer(name, 0, (1 << 64) - 1)
         what = name if holder is entry else "capability_msrs"
-        yield f"msr {name}", Part({"value": value, **_provenance(what, holder, SHAPE_STATUSES)}, raw)
+        yield (
+            f"msr {name}",
+            Part({"value": value, **_provenance(what, holder, SHAPE_STATUSES)}, raw),
+        )
 
 
 def _widths(item: Item) -> dict[str, Any]:
@@ -172,7 +181,9 @@ def _features(item: Item) -> dict[str, Any]:
 def _array(item: Item) -> dict[str, Any]:
     what = "TLB array"
     item.mapping(what, _ARRAY)
-    pages = [page.choice("page size", _PAGES) for page in _required(what, item, "pages").items(what)]
+    pages = [
+        page.choice("page size", _PAGES) for page in _required(what, item, "pages").items(what)
+    ]
     if not pages or len(set(pages)) != len(pages):
         raise item.error("a TLB array holds each of its page sizes once, and at least one")
     entries = _required(what, item, "entries").integer("entries", 1, _MOST_ENTRIES)

@@ -1,0 +1,370 @@
+"""What a run cost on a CPU: counts of events times prices, per exit reason and category.
+
+Guest execution and the software of exit handlers are not priced, and the ledger says so: it holds
+what the CPU's virtualization hardware takes. All sums are exact, so the categories of a row add
+up to the row, and the rows and the guest's translation to the total.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+from typing import Any, Protocol
+
+from vtx.facts.exits import ExitReason, kvm_name
+from vtx.lab.profile import Price, Profile, Status, plain_number
+from vtx.machine.events import GUEST, Event
+
+__all__ = [
+    "Category",
+    "Cell",
+    "Counted",
+    "Counts",
+    "Ledger",
+    "Row",
+    "Unpriced",
+    "price",
+    "reason_name",
+]
+
+
+class Category(StrEnum):
+    """Where cycles go."""
+
+    STLB_HITS = "second-level TLB hits"
+    WALK_FIXED = "page walks, fixed part"
+    GUEST_REFERENCES = "page walks, guest dimension"
+    EPT_REFERENCES = "page walks, EPT dimension"
+    EXIT = "exit transition"
+    FAULT = "fault extra"
+    VMREAD = "VMREAD"
+    VMWRITE = "VMWRITE"
+    INVALIDATION = "INVEPT and INVVPID"
+    VMX_INSTRUCTION = "other VMX instructions"
+    INJECTION = "event injection"
+    ENTRY = "entry transition"
+
+    @property
+    def key(self) -> str:
+        """Name in JSON and CSV."""
+        return self._name_.lower()
+
+
+#: Which event of the log is priced how.
+_EVENTS: tuple[tuple[Category, Event, str], ...] = (
+    (Category.EXIT, Event.VM_EXIT, "exit"),
+    (Category.FAULT, Event.FAULT_EXIT, "fault_exit_extra"),
+    (Category.VMREAD, Event.VMREAD, "vmread"),
+    (Category.VMWRITE, Event.VMWRITE, "vmwrite"),
+    (Category.INVALIDATION, Event.INVALIDATION, "invalidation"),
+    (Category.VMX_INSTRUCTION, Event.VMX_INSTRUCTION, "vmx_instruction"),
+    (Category.INJECTION, Event.INJECTION, "injection"),
+    (Category.ENTRY, Event.VM_ENTRY, "entry"),
+)
+#: The same of the translation counters; the counters of one tuple are added up.
+_TRANSLATION: tuple[tuple[Category, tuple[str, ...], str], ...] = (
+    (Category.STLB_HITS, ("l2i_hits", "l2d_hits"), "stlb_hit"),
+    (Category.WALK_FIXED, ("walks", "walks_stopped"), "walk.fixed"),
+    (Category.GUEST_REFERENCES, ("guest_references",), "walk.reference"),
+    (Category.EPT_REFERENCES, ("ept_references",), "walk.reference"),
+)
+#: Events for which no profile has a price.
+_NEVER_PRICED: tuple[tuple[Event, str], ...] = (
+    (Event.GUEST_INSTRUCTION, "guest instructions that did not exit"),
+    (Event.DELIVERY, "events delivered through the guest's IDT"),
+    (Event.ENTRY_FAILURE, "VM entries that failed while loading guest state"),
+    (Event.VMFAIL, "VMX instructions that ended in VMfail"),
+)
+
+
+class Counts(Protocol):
+    """Counts of events, as a :class:`vtx.machine.events.EventLog` keeps them."""
+
+    @property
+    def counts(self) -> Mapping[int, Sequence[int]]:
+        """Events by exit reason, indexed by :class:`vtx.machine.events.Event`."""
+
+
+class Counted(Protocol):
+    """What of a run the lab looks at."""
+
+    @property
+    def events(self) -> Counts:
+        """What happened, by exit reason."""
+
+    @property
+    def translation(self) -> Mapping[str, int]:
+        """Counters of the translation unit, as in :meth:`vtx.machine.mmu.Mmu.counters`."""
+
+
+def reason_name(reason: int) -> str:
+    """Return what the tables call an exit reason: the name that KVM and perf print."""
+    if reason == GUEST:
+        return "(set-up)"
+    try:
+        return kvm_name(ExitReason(reason))
+    except ValueError:
+        return f"({reason})"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Events of one category.
+
+    Parameters
+    ----------
+    category : Category
+        Which.
+    count : int
+        How many.
+    price : Price
+        Of one; if it has no figure and the count is not 0, the events are not priced.
+    """
+
+    category: Category
+    count: int
+    price: Price
+
+    @property
+    def cycles(self) -> Fraction:
+        """Cycles of all of them; 0 where there is no figure (see :attr:`unpriced`)."""
+        return Fraction(0) if self.price.cycles is None else self.count * self.price.cycles
+
+    @property
+    def unpriced(self) -> bool:
+        """Whether events happened for which there is no figure."""
+        return self.count > 0 and not self.price.known
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        cycles = None if self.unpriced else plain_number(self.cycles)
+        return {"count": self.count, "cycles": cycles, "status": self.price.status}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One exit reason (or, as :data:`~vtx.machine.events.GUEST`, what happened outside exits).
+
+    Parameters
+    ----------
+    reason : int
+        Basic exit reason.
+    samples : int
+        VM exits with this reason.
+    cells : tuple of Cell
+        What happened from each exit to the entry that ended its handling.
+    round_trip : Price
+        Of an exit and an entry together.
+    """
+
+    reason: int
+    samples: int
+    cells: tuple[Cell, ...]
+    round_trip: Price
+
+    @property
+    def name(self) -> str:
+        """Name of the reason as KVM and perf print it."""
+        return reason_name(self.reason)
+
+    @property
+    def cycles(self) -> Fraction:
+        """Cycles of all categories."""
+        return sum((cell.cycles for cell in self.cells), Fraction(0))
+
+    @property
+    def by_status(self) -> dict[Status, Fraction]:
+        """Cycles by how well they are founded; they add up to :attr:`cycles`."""
+        return self.founded(Category)
+
+    def founded(self, categories: Iterable[Category]) -> dict[Status, Fraction]:
+        """Return the cycles of some categories by how well they are founded.
+
+        An exit and an entry together rest on the round trip, which is often measured where its
+        split into exit and entry is an estimate.
+        """
+        wanted = set(categories)
+        cells = {cell.category: cell for cell in self.cells if cell.category in wanted}
+        pair = [cells[c].count for c in (Category.EXIT, Category.ENTRY) if c in cells]
+        pairs = min(pair) if len(pair) == 2 else 0
+        founded = [(self.round_trip, pairs)]
+        for category, cell in cells.items():
+            paired = pairs if category in (Category.EXIT, Category.ENTRY) else 0
+            founded.append((cell.price, cell.count - paired))
+        return _by_status(founded)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; `cycles` leaves out what has no figure."""
+        return {
+            "reason": None if self.reason == GUEST else self.reason,
+            "name": self.name,
+            "samples": self.samples,
+            "cycles": plain_number(self.cycles) if self.round_trip.known else None,
+            "categories": {cell.category.key: cell.as_dict() for cell in self.cells if cell.count},
+        }
+
+
+def _by_status(founded: Iterable[tuple[Price, int]]) -> dict[Status, Fraction]:
+    result = dict.fromkeys(Status, Fraction(0))
+    for price_, count in founded:
+        if price_.cycles is not None and price_.status is not None:
+            result[price_.status] += count * price_.cycles
+    return result
+
+
+@dataclass(frozen=True)
+class Unpriced:
+    """Events that the total does not hold."""
+
+    what: str
+    count: int
+    why: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"what": self.what, "count": self.count, "why": self.why}
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The costs of a run on one CPU.
+
+    Parameters
+    ----------
+    profile : Profile
+        Whose prices.
+    rows : tuple of Row
+        One for each exit reason that occurred, dearest first, and last what happened outside
+        exits.
+    translation : tuple of Cell
+        The guest's own translations: TLB hits at the second level, and page walks.
+    unpriced : tuple of Unpriced
+        What happened and is not in the total.
+    """
+
+    profile: Profile
+    rows: tuple[Row, ...]
+    translation: tuple[Cell, ...]
+    unpriced: tuple[Unpriced, ...]
+
+    @property
+    def priced(self) -> bool:
+        """Whether the profile has prices at all; if not, no total is shown."""
+        return self.profile.has_prices
+
+    @property
+    def samples(self) -> int:
+        """VM exits in all."""
+        return sum(row.samples for row in self.rows)
+
+    @property
+    def translation_cycles(self) -> Fraction:
+        """Cycles of the guest's translations."""
+        return sum((cell.cycles for cell in self.translation), Fraction(0))
+
+    @property
+    def cycles(self) -> Fraction:
+        """Cycles in all."""
+        return sum((row.cycles for row in self.rows), self.translation_cycles)
+
+    @property
+    def ns(self) -> Fraction:
+        """Nanoseconds in all, at the nominal clock."""
+        return self.profile.ns(self.cycles)
+
+    @property
+    def by_category(self) -> dict[Category, Fraction]:
+        """Cycles by category, over all reasons; they add up to :attr:`cycles`."""
+        result = dict.fromkeys(Category, Fraction(0))
+        for cell in self._cells():
+            result[cell.category] += cell.cycles
+        return result
+
+    @property
+    def by_status(self) -> dict[Status, Fraction]:
+        """Cycles by how well they are founded; they add up to :attr:`cycles`."""
+        result = _by_status((cell.price, cell.count) for cell in self.translation)
+        for row in self.rows:
+            for status, cycles in row.by_status.items():
+                result[status] += cycles
+        return result
+
+    def share(self, status: Status) -> float:
+        """Return the part of the total that rests on `status`, from 0 to 1."""
+        return float(self.by_status[status] / self.cycles) if self.cycles else 0.0
+
+    def _cells(self) -> Iterator[Cell]:
+        yield from self.translation
+        for row in self.rows:
+            yield from row.cells
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; figures are None where the profile has no prices."""
+        if not self.priced:
+            why = self.profile.prices["round_trip"].source
+            return {"priced": False, "why": why, "rows": [row.as_dict() for row in self.rows]}
+        return {
+            "priced": True,
+            "cycles": plain_number(self.cycles),
+            "ns": float(self.ns),
+            "rests_on": {status.value: self.share(status) for status in Status},
+            "by_category": {
+                category.key: plain_number(cycles) for category, cycles in self.by_category.items()
+            },
+            "rows": [row.as_dict() for row in self.rows],
+            "translation": {cell.category.key: cell.as_dict() for cell in self.translation},
+            "unpriced": [entry.as_dict() for entry in self.unpriced],
+        }
+
+
+def price(run: Counted, profile: Profile) -> Ledger:
+    """Price what a run counted with the figures of a profile.
+
+    Parameters
+    ----------
+    run : Counted
+        Counts of events and of translations.
+    profile : Profile
+        Whose prices; the run must come from a machine of the same shape for the result to mean
+        anything (:func:`vtx.lab.compare.compare` sees to that).
+    """
+    rows = [_row(reason, counts, profile) for reason, counts in run.events.counts.items()]
+    rows = [row for row in rows if row.samples or any(cell.count for cell in row.cells)]
+    rows.sort(key=lambda row: (row.reason == GUEST, -row.cycles, -row.samples, row.reason))
+    translation = tuple(
+        Cell(
+            category, sum(_counter(run.translation, name) for name in counters), profile.prices[key]
+        )
+        for category, counters, key in _TRANSLATION
+    )
+    return Ledger(profile, tuple(rows), translation, tuple(_unpriced(run, rows, translation)))
+
+
+def _row(reason: int, counts: Sequence[int], profile: Profile) -> Row:
+    cells = tuple(
+        Cell(category, counts[event], profile.prices[key]) for category, event, key in _EVENTS
+    )
+    return Row(reason, counts[Event.VM_EXIT], cells, profile.prices["round_trip"])
+
+
+def _counter(translation: Mapping[str, int], name: str) -> int:
+    return translation.get(name, 0)
+
+
+def _unpriced(
+    run: Counted, rows: Iterable[Row], translation: tuple[Cell, ...]
+) -> Iterator[Unpriced]:
+    counts: dict[Category, int] = {}
+    prices: dict[Category, Price] = {}
+    for cell in (*translation, *(cell for row in rows for cell in row.cells)):
+        if cell.unpriced:
+            counts[cell.category] = counts.get(cell.category, 0) + cell.count
+            prices[cell.category] = cell.price
+    for category, count in counts.items():
+        yield Unpriced(category.value, count, prices[category].source)
+    for event, what in _NEVER_PRICED:
+        count = sum(row[event] for row in run.events.counts.values())
+        if count:
+            yield Unpriced(what, count, "no published figure is known")
