@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         VMfailValid,
         VtxError,
     )
-    from vtx.explain import explain
+    from vtx.explanation import explain
     from vtx.facts.controls import Entry, Exit1, Exit2, Pin, Proc1, Proc2, Proc3, VmFunction
     from vtx.facts.exits import ExitReason
     from vtx.facts.fields import Field
@@ -55,7 +55,7 @@ _HOMES = {
         "VMfailValid",
         "VtxError",
     ),
-    "vtx.explain": ("explain",),
+    "vtx.explanation": ("explain",),
     "vtx.facts.controls": (
         "Entry",
         "Exit1",

@@ -357,25 +357,59 @@ QUALIFICATIONS: dict[str, Layout] = table(
             flag(0, "read", "access was a data read"),
             flag(1, "write", "access was a data write"),
             flag(2, "fetch", "access was an instruction fetch"),
-            flag(3, "entry_readable", "AND of bit 0 over the EPT entries used"),
-            flag(4, "entry_writable", "AND of bit 1 over the EPT entries used"),
-            flag(5, "entry_executable", "AND of bit 2 (supervisor-execute with MBE)"),
-            flag(6, "entry_user_executable", "AND of bit 10 if MBE control is 1, else undefined"),
-            flag(7, "gla_valid", "guest-linear-address field valid"),
+            flag(
+                3,
+                "entry_readable",
+                "AND of bit 0 over the EPT entries used",
+                {0: "not readable", 1: "readable"},
+            ),
+            flag(
+                4,
+                "entry_writable",
+                "AND of bit 1 over the EPT entries used",
+                {0: "not writable", 1: "writable"},
+            ),
+            flag(
+                5,
+                "entry_executable",
+                "AND of bit 2 over the EPT entries used; with MBE for supervisor mode",
+                {0: "not executable", 1: "executable"},
+            ),
+            flag(
+                6,
+                "entry_user_executable",
+                "AND of bit 10 over the EPT entries used, with MBE; else undefined",
+                {0: "not executable in user mode", 1: "executable in user mode"},
+            ),
+            flag(
+                7, "gla_valid", "whether a linear address is reported", {0: "not valid", 1: "valid"}
+            ),
             flag(
                 8,
                 "translated",
-                (
-                    "if bit 7: 1 access to the translated GPA, 0 access to a paging-structure "
-                    "entry; 0 if bit 7 is 0"
-                ),
+                "what was accessed, if bit 7 is 1; 0 if bit 7 is 0",
+                {
+                    0: "a guest paging-structure entry",
+                    1: "the address that the linear address translates to",
+                },
             ),
-            flag(9, "user_linear", "advanced info: linear address is user-mode (1 when CR0.PG=0)"),
-            flag(10, "writable_linear", "advanced info: paging allows writes (1 when CR0.PG=0)"),
+            flag(
+                9,
+                "user_linear",
+                "advanced information on the linear address; 1 when CR0.PG=0",
+                {0: "supervisor-mode address", 1: "user-mode address"},
+            ),
+            flag(
+                10,
+                "writable_linear",
+                "advanced information: what guest paging allows; 1 when CR0.PG=0",
+                {0: "read-only page", 1: "writable page"},
+            ),
             flag(
                 11,
                 "xd_linear",
-                "advanced info: paging marks execute-disable (0 when CR0.PG=0, PAE=0 or NXE=0)",
+                "advanced information: guest paging; 0 when CR0.PG=0, PAE=0 or NXE=0",
+                {0: "executable page", 1: "execute-disable page"},
             ),
             flag(12, "nmi_unblocking", "NMI unblocking due to IRET"),
             flag(13, "shadow_stack", "shadow-stack access"),
@@ -1105,7 +1139,7 @@ FIELD_LAYOUTS: dict[str, Layout] = table(
             ),
         ),
         "Hypervisor-managed linear-address translation pointer (HLATP)",
-        'SDM, "Hypervisor-Managed Linear-Address Translation Controls"',
+        'SDM, "VM-Execution Control Fields"',
     ),
     Layout(
         "spptp",
@@ -1115,7 +1149,7 @@ FIELD_LAYOUTS: dict[str, Layout] = table(
             BitRange(63, 12, "address", "root SPP table; bits at or above MAXPHYADDR must be 0"),
         ),
         "Sub-page-permission-table pointer (SPPTP)",
-        'SDM, "Sub-Page-Permission-Table Pointer (SPPTP)"',
+        'SDM, "VM-Execution Control Fields"',
     ),
 )
 
