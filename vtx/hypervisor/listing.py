@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vtx.errors import InputError, UnknownName
+from vtx.facts.instructions import FORMS
 from vtx.machine.assembly import parse_instruction
 from vtx.machine.program import Instruction, Loop
 
@@ -85,8 +86,8 @@ def _numbered(block: Item, what: str, lines: list[str]) -> Iterator[tuple[int, s
             if first + index < len(lines) and text:
                 written = lines[first + index]
                 yield first + index + 1, text, max(len(written) - len(text), 0)
-    elif "\n" not in block.value and block.value and opening.startswith(block.value[0]):
-        yield block.line, block.value, block.column - 1
+    elif "\n" not in block.value and 0 <= opening.find(block.value) <= 1:
+        yield block.line, block.value, block.column - 1 + opening.find(block.value)
     else:
         raise block.error(f"{what} must be a literal block", hint=f"write '{what}: |'")
 
@@ -178,9 +179,10 @@ def _instruction(text: str) -> Instruction:
     try:
         return parse_instruction(text)
     except UnknownName as error:
-        if error.kind != "instruction" or error.suggestions:
+        if error.kind != "instruction":
             raise
-        raise UnknownName("instruction", error.name, _WORDS).at(None, None, error.column) from None
+        known = (*FORMS, *_WORDS)
+        raise UnknownName("instruction", error.name, known).at(None, None, error.column) from None
 
 
 def _count(word: str, what: str, low: int) -> int:
