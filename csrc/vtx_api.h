@@ -21,3 +21,225 @@ uint64_t vtx_memory_resident(const vtx_memory *memory);
 /* Both return 1 if [address, address + length) lies within memory and was copied, else 0. */
 int vtx_memory_read(const vtx_memory *memory, uint64_t address, void *out, uint64_t length);
 int vtx_memory_write(vtx_memory *memory, uint64_t address, const void *from, uint64_t length);
+
+/* ---- Accesses and outcomes --------------------------------------------------------------- */
+
+/* What an access is: the two kind bits of a record, and flags above them. */
+enum vtx_access {
+    VTX_FETCH = 0,  /* instruction fetch */
+    VTX_LOAD = 1,   /* data read */
+    VTX_STORE = 2,  /* data write */
+    VTX_MODIFY = 3, /* data read and write by one instruction */
+    VTX_IMPLICIT_SUPERVISOR = 4 /* flag: system-structure access, supervisor-mode at any CPL */
+};
+
+enum vtx_status {
+    VTX_OK = 0,
+    VTX_PAGE_FAULT = 1,           /* #PF: error_code, gva */
+    VTX_NON_CANONICAL = 2,        /* #GP or #SS, before any walk */
+    VTX_EPT_VIOLATION = 3,        /* qualification, gpa, gva */
+    VTX_EPT_MISCONFIGURATION = 4, /* gpa */
+    VTX_PML_FULL = 5,             /* gpa, gva; no accessed or dirty flag was set */
+    VTX_SPP_MISS = 6,             /* sub-page permissions: not raised by this version */
+    VTX_SPP_MISCONFIGURATION = 7,
+    VTX_BEYOND_MEMORY = 8, /* fault_address is a physical address beyond memory */
+    VTX_INSTRUCTION = 9,   /* run: an instruction record that Python decides; operand */
+    VTX_END = 10,          /* run: reached stop */
+    VTX_BAD_RECORD = 11    /* run: an instruction record outside the dispositions; operand */
+};
+
+/* ---- What a processor is (fixed) and what it runs under (changes) ------------------------ */
+
+enum vtx_limits {
+    VTX_MAX_ARRAYS = 16,
+    VTX_MAX_STEPS = 128,
+    VTX_PAGE_4K = 1,
+    VTX_PAGE_2M = 2,
+    VTX_PAGE_1G = 4,
+    VTX_INSTRUCTION_SIDE = 1,
+    VTX_DATA_SIDE = 2
+};
+
+typedef struct {
+    uint32_t level;   /* 1 or 2 */
+    uint32_t sides;   /* VTX_INSTRUCTION_SIDE | VTX_DATA_SIDE */
+    uint32_t pages;   /* VTX_PAGE_* that it holds */
+    uint32_t entries; /* a multiple of ways; entries / ways is a power of two */
+    uint32_t ways;
+} vtx_tlb_array;
+
+typedef struct {
+    uint64_t ept_vpid_cap; /* IA32_VMX_EPT_VPID_CAP */
+    uint32_t maxphyaddr;
+    uint32_t linear_bits;
+    uint32_t page_1g; /* guest paging has 1-GByte pages */
+    uint32_t pml5, pml4, pdpt, pd; /* entries of the paging-structure caches, 0 for none */
+    uint32_t guest_physical;       /* entries of the TLB for guest-physical mappings */
+    uint32_t array_count;
+    vtx_tlb_array arrays[16];
+} vtx_shape;
+
+enum vtx_controls {
+    VTX_ENABLE_EPT = 1,
+    VTX_MODE_BASED_EXECUTE = 2,
+    VTX_ENABLE_PML = 4
+};
+
+/* What VM entry fixes for the walker, in one flat structure. pml_index is the one member that the
+ * core changes; it comes last so that the rest can be compared as a block. */
+typedef struct {
+    uint64_t cr0, cr3, cr4, efer, rflags;
+    uint64_t eptp;
+    uint64_t pml_address;
+    uint64_t pdptes[4]; /* PAE paging: the PDPTE registers */
+    uint32_t pkru, pkrs;
+    uint32_t controls; /* enum vtx_controls */
+    uint16_t vpid;     /* 0 in root operation and with "enable VPID" 0 */
+    uint16_t cpl;
+    uint16_t pml_index;
+    uint16_t pad[3];
+} vtx_context;
+
+/* ---- What a translation says -------------------------------------------------------------- */
+
+enum vtx_source { VTX_FROM_WALK = 0, VTX_FROM_L1 = 1, VTX_FROM_L2 = 2, VTX_FROM_IDENTITY = 3 };
+
+typedef struct {
+    uint32_t status; /* enum vtx_status */
+    uint32_t access; /* enum vtx_access */
+    uint64_t gva;
+    uint64_t gpa; /* valid if gpa_valid: a TLB hit does not know it */
+    uint64_t hpa;
+    uint64_t qualification; /* EPT violation */
+    uint64_t fault_address; /* VTX_BEYOND_MEMORY: the physical address */
+    uint64_t guest_entry;   /* last guest entry read */
+    uint64_t ept_entry;     /* last EPT entry read (bit 63: suppress #VE) */
+    uint32_t error_code;    /* #PF */
+    uint32_t step_count;    /* steps recorded */
+    uint64_t operand;       /* instruction record: its payload */
+    uint8_t gpa_valid;
+    uint8_t source;      /* enum vtx_source */
+    uint8_t guest_shift; /* log2 of the guest page size; 0 without guest paging */
+    uint8_t ept_shift;   /* log2 of the EPT page size; 0 without EPT */
+    uint8_t page_shift;  /* log2 of the effective page size */
+    uint8_t guest_level; /* level of the last guest entry used */
+    uint8_t ept_level;   /* level of the last EPT entry used */
+    uint8_t translated;  /* EPT event on the final access (1), on a guest entry (0) */
+    uint8_t user;        /* guest rights of a translation that succeeded */
+    uint8_t writable;
+    uint8_t executable;
+    uint8_t global;
+    uint8_t protection_key;
+    uint8_t pat_index;       /* PAT, PCD, PWT of the guest leaf, bits 2, 1, 0 */
+    uint8_t ept_memory_type; /* EPT leaf bits 5:3 */
+    uint8_t ignore_pat;      /* EPT leaf bit 6 */
+} vtx_walk;
+
+enum vtx_dimension { VTX_GUEST = 1, VTX_EPT = 2, VTX_LOG = 3 };
+enum vtx_step_kind {
+    VTX_READ = 0,
+    VTX_WRITE = 1,
+    VTX_CACHED = 2 /* not a reference: a paging-structure cache or nested TLB answered */
+};
+
+/* One reference of a walk, in order. */
+typedef struct {
+    uint64_t address; /* host-physical */
+    uint64_t gpa;     /* guest-physical: of the guest entry, or what the EPT walk translates */
+    uint64_t value;   /* read: the entry; write: its new value; cached: the address it gives */
+    uint8_t dimension;
+    uint8_t level;       /* of the entry; cached EPT level 0: nested TLB */
+    uint8_t guest_level; /* EPT steps: the guest level they serve, 0 for the final access */
+    uint8_t kind;
+    uint8_t size; /* bytes */
+    uint8_t pad[3];
+} vtx_step;
+
+/* One row of vtx_translate_many. */
+typedef struct {
+    uint64_t hpa, gpa, qualification;
+    uint32_t status, error_code;
+    uint8_t page_shift, source, gpa_valid, translated;
+    uint32_t pad;
+} vtx_translation;
+
+/* Arrays of 4 count by kind of access (fetch, load, store, modify), arrays of 6 by level (1 to 5),
+ * arrays of 3 by page size (4K, 2M, 1G). A reference counts where it completes; see run.c. */
+typedef struct {
+    uint64_t references[4];
+    uint64_t instructions; /* instruction records passed without leaving the run loop */
+    uint64_t page_crossings;
+    uint64_t l1i_hits, l1i_misses;
+    uint64_t l1d_hits, l1d_misses;
+    uint64_t l2i_hits, l2i_misses;
+    uint64_t l2d_hits, l2d_misses;
+    uint64_t rewalks; /* hits whose rights or dirty flag did not suffice, walked again */
+    uint64_t walks;   /* walks that ended in a translation */
+    uint64_t walks_stopped;
+    uint64_t fills[3];
+    uint64_t guest_references[6];
+    uint64_t ept_references[6];
+    uint64_t guest_cache_hits[6]; /* paging-structure caches: level of the entry that was skipped */
+    uint64_t ept_cache_hits[6];
+    uint64_t nested_hits, nested_misses;
+    uint64_t guest_flag_writes; /* accessed and dirty flags */
+    uint64_t ept_flag_writes;
+    uint64_t pml_writes;
+    uint64_t page_faults, non_canonical, ept_violations, ept_misconfigurations, pml_full;
+    uint64_t beyond_memory;
+    uint64_t invalidations; /* operations */
+    uint64_t invalidated;   /* entries that they removed */
+} vtx_counters;
+
+/* ---- The translation unit of one logical processor (mmu.c) -------------------------------- */
+
+typedef struct vtx_mmu vtx_mmu;
+
+/* Why vtx_mmu_new refuses a shape, as a sentence; NULL if it does not. */
+const char *vtx_shape_error(const vtx_shape *shape);
+/* The memory must outlive the handle. NULL without memory, or if vtx_shape_error has something. */
+vtx_mmu *vtx_mmu_new(vtx_memory *memory, const vtx_shape *shape);
+void vtx_mmu_free(vtx_mmu *mmu);
+vtx_counters *vtx_mmu_counters(vtx_mmu *mmu);
+/* Grows whenever a translation that was cached may have become invalid. */
+uint64_t vtx_mmu_generation(const vtx_mmu *mmu);
+
+/* Translate through the TLBs (vtx_translate) or by a walk that neither uses nor fills any cache
+ * (vtx_walk_tables; accessed and dirty flags are set all the same). `steps` may be NULL, else it
+ * holds `capacity` steps. Both return out->status. */
+uint32_t vtx_translate(vtx_mmu *mmu, vtx_context *context, uint64_t gva, uint32_t access,
+                       vtx_walk *out, vtx_step *steps, uint32_t capacity);
+uint32_t vtx_walk_tables(vtx_mmu *mmu, vtx_context *context, uint64_t gva, uint32_t access,
+                         vtx_walk *out, vtx_step *steps, uint32_t capacity);
+/* `access_stride` 0: one access for all. */
+void vtx_translate_many(vtx_mmu *mmu, vtx_context *context, uint64_t count, const uint64_t *gvas,
+                        const uint8_t *accesses, uint32_t access_stride, vtx_translation *out);
+/* Translate a guest-physical address alone, as a data read (PDPTE loads) or another access. */
+uint32_t vtx_translate_guest_physical(vtx_mmu *mmu, vtx_context *context, uint64_t gpa,
+                                      uint32_t access, vtx_walk *out, vtx_step *steps,
+                                      uint32_t capacity);
+
+enum vtx_run_flags { VTX_FIRST_PAGE_ONLY = 1 /* a page-crossing reference is its first page only */ };
+
+/* Consume records[*index .. stop); on return *index is the record that stopped it, or stop. */
+uint32_t vtx_run(vtx_mmu *mmu, vtx_context *context, const uint64_t *records, uint64_t *index,
+                 uint64_t stop, const uint8_t *dispositions, uint64_t disposition_count,
+                 uint32_t flags, vtx_walk *out);
+
+/* ---- Invalidation (invalidate.c) ----------------------------------------------------------- */
+
+/* Instructions act on the VPID of `context` (SDM, "Operations that Invalidate Cached Mappings"). */
+void vtx_invlpg(vtx_mmu *mmu, const vtx_context *context, uint64_t gva);
+/* Types 0 to 3; 0 if the type is none of them. */
+int vtx_invpcid(vtx_mmu *mmu, const vtx_context *context, uint32_t type, uint16_t pcid,
+                uint64_t gva);
+/* All but global mappings of one PCID: MOV to CR3. */
+void vtx_flush_pcid(vtx_mmu *mmu, const vtx_context *context, uint16_t pcid);
+/* All mappings of the VPID, global ones too: MOV to CR4 that changes PGE, and the like. */
+void vtx_flush_vpid(vtx_mmu *mmu, uint16_t vpid);
+/* Types 1 and 2; 0 if the type is none of them. */
+int vtx_invept(vtx_mmu *mmu, uint32_t type, uint64_t eptp);
+/* Types 0 to 3; 0 if the type is none of them. */
+int vtx_invvpid(vtx_mmu *mmu, uint32_t type, uint16_t vpid, uint64_t gva);
+/* Everything: reset. */
+void vtx_flush_all(vtx_mmu *mmu);

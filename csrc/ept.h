@@ -1,0 +1,83 @@
+/* EPT: guest-physical address to host-physical address, one entry at a time.
+ *
+ * This file and ept.c know nothing of guest paging or of memory. SDM volume 3, "The Extended Page
+ * Table Mechanism (EPT)". */
+#ifndef VTX_EPT_H
+#define VTX_EPT_H
+
+#include "core.h"
+
+/* EPT entries:
+ *
+ *   63  62 61   60  59 58 57  56..52 51....12 11 10 9 8 7  6    5..3  2 1 0
+ *   SVE ig SPPW SSS ig PW VGP ign    address  ig XU D A PS IPAT type  X W R   */
+enum {
+    EPT_R = 1u << 0,
+    EPT_W = 1u << 1,
+    EPT_X = 1u << 2,
+    EPT_TYPE_SHIFT = 3,
+    EPT_IPAT = 1u << 6,
+    EPT_PS = 1u << 7,
+    EPT_A = 1u << 8,
+    EPT_D = 1u << 9,
+    EPT_XU = 1u << 10,
+};
+
+/* EPTP:  11..8 reserved | 7 SSS | 6 A/D | 5..3 walk length - 1 | 2..0 memory type */
+enum { EPTP_AD = 1u << 6 };
+
+/* Bits of IA32_VMX_EPT_VPID_CAP. */
+enum { EPT_CAP_EXECUTE_ONLY = 0, EPT_CAP_2M = 16, EPT_CAP_1G = 17, EPT_CAP_ADVANCED = 22 };
+
+/* Exit qualification for EPT violations. */
+enum {
+    EPTQ_READ = 1u << 0,
+    EPTQ_WRITE = 1u << 1,
+    EPTQ_FETCH = 1u << 2,
+    EPTQ_R_SHIFT = 3, /* bits 5:3: AND of bits 2:0 of the entries used */
+    EPTQ_XU = 1u << 6,
+    EPTQ_GLA_VALID = 1u << 7,
+    EPTQ_TRANSLATED = 1u << 8,
+    EPTQ_USER = 1u << 9,
+    EPTQ_WRITABLE = 1u << 10,
+    EPTQ_XD = 1u << 11,
+};
+
+typedef struct {
+    uint64_t root;
+    uint64_t address_mask;
+    uint64_t reserved_table[6]; /* by level: bits that must be 0 in an entry that names a table */
+    uint64_t reserved_leaf[6];
+    uint64_t present_mask;
+    uint8_t leaf_levels; /* bit n: an entry of level n with bit 7 maps a page */
+    uint8_t levels;      /* 0: EPT is off */
+    uint8_t flags;       /* accessed and dirty flags are on */
+    uint8_t execute_only, mode_based, advanced;
+} ept_mode;
+
+typedef struct {
+    uint64_t gpa;
+    uint64_t entry_hpa; /* where the next entry is */
+    uint64_t hpa;       /* when done: the translation */
+    uint64_t leaf;
+    uint32_t rights; /* AND of bits R, W, X, XU over the entries used */
+    uint8_t level, shift;
+} ept_walk;
+
+enum ept_step { EPT_DESCEND, EPT_DONE, EPT_NOT_PRESENT, EPT_MALFORMED };
+
+void ept_mode_set(ept_mode *mode, const vtx_context *context, const vtx_shape *shape);
+
+static inline uint64_t ept_entry_address(uint64_t table, uint64_t gpa, unsigned level) {
+    return table | (gpa >> (3 + 9 * level) & 511) << 3;
+}
+
+/* Start a walk; EPT_NOT_PRESENT if the address is wider than the walk translates. */
+enum ept_step ept_begin(const ept_mode *mode, ept_walk *walk, uint64_t gpa);
+/* Use the entry at walk->entry_hpa. */
+enum ept_step ept_use(const ept_mode *mode, ept_walk *walk, uint64_t entry);
+
+/* The rights that an access needs, in terms of entry bits: what `ept_walk.rights` must hold. */
+uint32_t ept_needs(const ept_mode *mode, uint32_t qualification_access, int user_linear);
+
+#endif

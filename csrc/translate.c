@@ -1,0 +1,231 @@
+/* Translation through the TLBs, and the calls that Python makes for one or many addresses. */
+#include "mmu.h"
+
+#include <string.h>
+
+static void count_lookup(vtx_mmu *mmu, unsigned side, int l1_hit, int l2_hit) {
+    vtx_counters *counters = &mmu->counters;
+    uint64_t *hits[2][2] = {{&counters->l1i_hits, &counters->l1d_hits},
+                            {&counters->l2i_hits, &counters->l2d_hits}};
+    uint64_t *misses[2][2] = {{&counters->l1i_misses, &counters->l1d_misses},
+                              {&counters->l2i_misses, &counters->l2d_misses}};
+    ++*(l1_hit ? hits : misses)[0][side];
+    if (!l1_hit && mmu->tlb.sides[1][side].any)
+        ++*(l2_hit ? hits : misses)[1][side];
+}
+
+static void from_tlb(vtx_walk *out, const tlb_entry *entry, uint64_t gva, unsigned source) {
+    const unsigned shift = size_shift[tag_size(entry->tag)];
+    out->source = (uint8_t)source;
+    out->page_shift = (uint8_t)shift;
+    out->hpa = (entry->payload & PAYLOAD_FRAME) | (gva & ((1ull << shift) - 1));
+}
+
+static void describe_rights(vtx_walk *out, uint64_t payload) {
+    out->user = (payload & RIGHT_U) != 0;
+    out->writable = (payload & RIGHT_W) != 0;
+    out->executable = (payload & RIGHT_X) != 0;
+    out->global = payload >> PAYLOAD_GLOBAL_SHIFT & 1;
+    out->protection_key = payload >> PAYLOAD_KEY_SHIFT & 15;
+    out->pat_index = payload >> PAYLOAD_PAT_SHIFT & 7;
+    out->ept_memory_type = payload >> PAYLOAD_TYPE_SHIFT & 7;
+    out->ignore_pat = payload >> PAYLOAD_IPAT_SHIFT & 1;
+}
+
+/* A stopped walk: count it, and forget what the SDM says it invalidates. */
+static uint32_t stopped(walker *w, uint64_t gva, uint32_t status) {
+    vtx_mmu *mmu = w->mmu;
+    vtx_counters *counters = &mmu->counters;
+    uint64_t *const count[] = {[VTX_PAGE_FAULT] = &counters->page_faults,
+                               [VTX_NON_CANONICAL] = &counters->non_canonical,
+                               [VTX_EPT_VIOLATION] = &counters->ept_violations,
+                               [VTX_EPT_MISCONFIGURATION] = &counters->ept_misconfigurations,
+                               [VTX_PML_FULL] = &counters->pml_full,
+                               [VTX_BEYOND_MEMORY] = &counters->beyond_memory};
+    if (status < sizeof count / sizeof *count && count[status])
+        ++*count[status];
+    counters->walks_stopped += status != VTX_NON_CANONICAL;
+    if (w->caches && (status == VTX_PAGE_FAULT ||
+                      (status == VTX_EPT_VIOLATION && w->out->translated)))
+        mmu_forget_linear(mmu, gva);
+    if (w->caches && status == VTX_EPT_VIOLATION)
+        mmu_forget_guest_physical(mmu, w->out->gpa);
+    return status;
+}
+
+static uint32_t identity(walker *w, uint64_t gva) {
+    vtx_walk *out = w->out;
+    out->source = VTX_FROM_IDENTITY;
+    out->gpa = out->hpa = gva & w->mmu->guest.linear_mask;
+    out->gpa_valid = 1;
+    if (!mem_holds(w->mmu->memory, out->hpa, 1)) {
+        out->fault_address = out->hpa;
+        out->status = VTX_BEYOND_MEMORY;
+        return stopped(w, gva, VTX_BEYOND_MEMORY);
+    }
+    return out->status = VTX_OK;
+}
+
+/* A lookup that found an entry whose rights do not suffice. */
+typedef struct {
+    const tlb_entry *entry;
+    unsigned level; /* 0 first, 1 second */
+} stale_hit;
+
+/* The page of `stale`, walked again. The same page with other rights or another frame stays where it is
+ * in the LRU orders, and comes to the first level if only the second had it. NULL if what was found is
+ * of another size or space: then it replaces all that was there. */
+static tlb_entry *replace_stale(vtx_mmu *mmu, const stale_hit *stale, uint64_t gva, unsigned side,
+                                enum tlb_size size, uint32_t space, uint64_t payload) {
+    const tlb_side *l1 = &mmu->tlb.sides[0][side];
+    const tlb_side *l2 = &mmu->tlb.sides[1][side];
+    const uint64_t tag = stale->entry->tag;
+    if (tag_space(tag) != space ||
+        tag_size(tag) != mmu->tlb.sides[stale->level][side].stored_as[size])
+        return NULL;
+    tlb_update(l2, gva, size, space, payload);
+    return stale->level == 0 ? tlb_update(l1, gva, size, space, payload)
+                             : tlb_fill(l1, gva, size, space, payload);
+}
+
+/* The walk after a miss (nothing stale) or after a hit whose rights do not suffice. */
+static uint32_t walk_and_fill(walker *w, uint64_t gva, uint32_t access, const stale_hit *stale,
+                              tlb_entry **entry) {
+    vtx_mmu *mmu = w->mmu;
+    const unsigned side = access_is_fetch(access) ? 0 : 1;
+    const tlb_side *l1 = &mmu->tlb.sides[0][side];
+    const tlb_side *l2 = &mmu->tlb.sides[1][side];
+    uint64_t payload = 0;
+    enum tlb_size size = SIZE_4K;
+    const uint32_t status = walk_linear(w, gva, access, &payload, &size);
+    if (status)
+        return stopped(w, gva, status);
+    mmu->counters.walks++;
+    mmu->counters.fills[size]++;
+    describe_rights(w->out, payload);
+    const int global = payload >> PAYLOAD_GLOBAL_SHIFT & 1;
+    const uint32_t space = global ? mmu->global_space : mmu->space;
+    if (stale->entry) {
+        mmu_clear_filter(mmu);
+        mmu->generation++;
+        *entry = replace_stale(mmu, stale, gva, side, size, space, payload);
+        if (*entry)
+            return VTX_OK;
+        mmu_forget_linear(mmu, gva);
+    }
+    tlb_fill(l2, gva, size, space, payload);
+    *entry = tlb_fill(l1, gva, size, space, payload);
+    return VTX_OK;
+}
+
+uint32_t mmu_translate_page(walker *w, uint64_t gva, uint32_t access, tlb_entry **entry) {
+    vtx_mmu *mmu = w->mmu;
+    *entry = NULL;
+    if (mmu->identity)
+        return identity(w, gva);
+    gva &= mmu->guest.linear_mask;
+    if (!guest_is_canonical(&mmu->guest, gva)) {
+        w->out->status = VTX_NON_CANONICAL;
+        return stopped(w, gva, VTX_NON_CANONICAL);
+    }
+    const unsigned side = access_is_fetch(access) ? 0 : 1;
+    const tlb_side *l1 = &mmu->tlb.sides[0][side];
+    tlb_entry *first = tlb_find(l1, gva, mmu->space, mmu->global_space);
+    if (first && mmu_allows(mmu, first->payload, access)) {
+        count_lookup(mmu, side, 1, 0);
+        from_tlb(w->out, first, gva, VTX_FROM_L1);
+        *entry = first;
+        return w->out->status = VTX_OK;
+    }
+    tlb_entry *second =
+        first ? NULL : tlb_find(&mmu->tlb.sides[1][side], gva, mmu->space, mmu->global_space);
+    if (second && mmu_allows(mmu, second->payload, access)) {
+        const tlb_entry found = *second;
+        count_lookup(mmu, side, 0, 1);
+        from_tlb(w->out, &found, gva, VTX_FROM_L2);
+        *entry = tlb_fill(l1, gva, (enum tlb_size)tag_size(found.tag), tag_space(found.tag),
+                          found.payload);
+        return w->out->status = VTX_OK;
+    }
+    const stale_hit stale = {first ? first : second, first ? 0 : 1};
+    const uint32_t status = walk_and_fill(w, gva, access, &stale, entry);
+    if (status)
+        return status;
+    mmu->counters.rewalks += stale.entry != NULL;
+    count_lookup(mmu, side, first != NULL, second != NULL);
+    return VTX_OK;
+}
+
+/* ---- Calls for one address ----------------------------------------------------------------------- */
+
+static walker walker_for(vtx_mmu *mmu, vtx_context *context, vtx_walk *out, vtx_step *steps,
+                         uint32_t capacity, int caches) {
+    mmu_enter(mmu, context);
+    memset(out, 0, sizeof *out);
+    return (walker){.mmu = mmu,
+                    .context = context,
+                    .out = out,
+                    .steps = steps,
+                    .capacity = steps ? capacity : 0,
+                    .caches = (uint8_t)caches};
+}
+
+uint32_t vtx_translate(vtx_mmu *mmu, vtx_context *context, uint64_t gva, uint32_t access,
+                       vtx_walk *out, vtx_step *steps, uint32_t capacity) {
+    walker w = walker_for(mmu, context, out, steps, capacity, 1);
+    tlb_entry *entry;
+    out->gva = gva;
+    out->access = access;
+    const uint32_t status = mmu_translate_page(&w, gva, access & 7, &entry);
+    if (status == VTX_OK) {
+        mmu->counters.references[access & 3]++;
+        if (entry)
+            describe_rights(out, entry->payload);
+        /* What the run loop last passed is no longer what the TLBs looked up last. */
+        mmu_clear_filter(mmu);
+    }
+    return status;
+}
+
+uint32_t vtx_walk_tables(vtx_mmu *mmu, vtx_context *context, uint64_t gva, uint32_t access,
+                         vtx_walk *out, vtx_step *steps, uint32_t capacity) {
+    walker w = walker_for(mmu, context, out, steps, capacity, 0);
+    uint64_t payload = 0;
+    enum tlb_size size;
+    out->gva = gva;
+    out->access = access;
+    const uint32_t status = walk_linear(&w, gva, access & 7, &payload, &size);
+    if (status)
+        return stopped(&w, gva, status);
+    mmu->counters.walks++;
+    describe_rights(out, payload);
+    return status;
+}
+
+uint32_t vtx_translate_guest_physical(vtx_mmu *mmu, vtx_context *context, uint64_t gpa,
+                                      uint32_t access, vtx_walk *out, vtx_step *steps,
+                                      uint32_t capacity) {
+    walker w = walker_for(mmu, context, out, steps, capacity, 1);
+    out->access = access;
+    const uint32_t status = walk_guest_physical(&w, gpa, access & 7);
+    return status ? stopped(&w, 0, status) : status;
+}
+
+/* ---- Many addresses -------------------------------------------------------------------------------- */
+
+void vtx_translate_many(vtx_mmu *mmu, vtx_context *context, uint64_t count, const uint64_t *gvas,
+                        const uint8_t *accesses, uint32_t access_stride, vtx_translation *out) {
+    vtx_walk one;
+    for (uint64_t i = 0; i < count; i++) {
+        vtx_translate(mmu, context, gvas[i], accesses[i * access_stride], &one, NULL, 0);
+        out[i] = (vtx_translation){.hpa = one.hpa,
+                                   .gpa = one.gpa,
+                                   .qualification = one.qualification,
+                                   .status = one.status,
+                                   .error_code = one.error_code,
+                                   .page_shift = one.page_shift,
+                                   .source = one.source,
+                                   .gpa_valid = one.gpa_valid,
+                                   .translated = one.translated};
+    }
+}
