@@ -28,7 +28,7 @@ def executed(program: Program) -> list[str]:
 
 def fails(text: str) -> InputError:
     with pytest.raises(InputError) as caught:
-        parse_trace(text, "t.yaml").segments
+        assert parse_trace(text, "t.yaml").segments
     return caught.value
 
 

@@ -60,7 +60,7 @@ def open_stream(path: Path) -> NDArray[np.uint64]:
             reason = "it is a directory"
         raise InputError(f"cannot read the stream {path}: {reason}") from None
     except (lzma.LZMAError, zlib.error, EOFError) as error:
-        raise InputError(f"the compressed stream {path} is damaged: {error}") from None
+        raise InputError(f"the stream {path} is damaged: {error}") from None
     except ValueError as error:
         raise InputError(f"the stream {path} is not a readable array: {error}") from None
     return records
