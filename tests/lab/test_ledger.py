@@ -65,8 +65,8 @@ def test_faults_and_translation_by_hand() -> None:
             "l2d_hits": 4,
             "walks": 5,
             "walks_stopped": 1,
-            "guest_references": 20,
-            "ept_references": 50,
+            "guest_references_level4": 20,
+            "ept_references_level1": 50,
         }
     )
     record = ExitRecord(0, 0, 0, ExitReason.EPT_VIOLATION, 0, 0, 0, 0)
@@ -130,7 +130,15 @@ COUNTS = st.dictionaries(
 )
 COUNTERS = st.dictionaries(
     st.sampled_from(
-        ["l2i_hits", "l2d_hits", "walks", "walks_stopped", "guest_references", "ept_references"]
+        [
+            "l2i_hits",
+            "l2d_hits",
+            "walks",
+            "walks_stopped",
+            "guest_references_level4",
+            "guest_references_level1",
+            "ept_references_level5",
+        ]
     ),
     COUNT,
 )

@@ -63,12 +63,19 @@ _EVENTS: tuple[tuple[Category, Event, str], ...] = (
     (Category.INJECTION, Event.INJECTION, "injection"),
     (Category.ENTRY, Event.VM_ENTRY, "entry"),
 )
+
+
+def _levels(counter: str) -> tuple[str, ...]:
+    """Return the keys of a counter that is kept for each level of the paging structures."""
+    return tuple(f"{counter}_level{level}" for level in range(1, 6))
+
+
 #: The same of the translation counters; the counters of one tuple are added up.
 _TRANSLATION: tuple[tuple[Category, tuple[str, ...], str], ...] = (
     (Category.STLB_HITS, ("l2i_hits", "l2d_hits"), "stlb_hit"),
     (Category.WALK_FIXED, ("walks", "walks_stopped"), "walk.fixed"),
-    (Category.GUEST_REFERENCES, ("guest_references",), "walk.reference"),
-    (Category.EPT_REFERENCES, ("ept_references",), "walk.reference"),
+    (Category.GUEST_REFERENCES, _levels("guest_references"), "walk.reference"),
+    (Category.EPT_REFERENCES, _levels("ept_references"), "walk.reference"),
 )
 #: Events for which no profile has a price.
 _NEVER_PRICED: tuple[tuple[Event, str], ...] = (
@@ -265,6 +272,11 @@ class Ledger:
         return sum((cell.cycles for cell in self.translation), Fraction(0))
 
     @property
+    def translation_by_status(self) -> dict[Status, Fraction]:
+        """Cycles of the guest's translations by how well they are founded."""
+        return _by_status((cell.price, cell.count) for cell in self.translation)
+
+    @property
     def cycles(self) -> Fraction:
         """Cycles in all."""
         return sum((row.cycles for row in self.rows), self.translation_cycles)
@@ -285,7 +297,7 @@ class Ledger:
     @property
     def by_status(self) -> dict[Status, Fraction]:
         """Cycles by how well they are founded; they add up to :attr:`cycles`."""
-        result = _by_status((cell.price, cell.count) for cell in self.translation)
+        result = self.translation_by_status
         for row in self.rows:
             for status, cycles in row.by_status.items():
                 result[status] += cycles

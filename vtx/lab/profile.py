@@ -11,6 +11,7 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import Any
 
+from vtx.facts.msrs import Msr
 from vtx.machine.shape import Shape, TlbGeometry
 from vtx.profiles import load_raw, names
 from vtx.profiles.schema import OPTIONAL_PRICES
@@ -137,7 +138,7 @@ class Profile:
         """Return plain values for JSON: everything, with its provenance."""
         shape, tlb = self.shape, self.shape.tlb
         origin = self.provenance
-        msrs = _msr_names(shape)
+        msrs = self.msrs_by_name()
         arrays = [
             {
                 "level": array.level,
@@ -180,6 +181,10 @@ class Profile:
             "prices": {name: price.as_dict() for name, price in self.prices.items()},
         }
 
+    def msrs_by_name(self) -> dict[str, int]:
+        """Return the capability MSRs of the shape by name, in the order of their addresses."""
+        return {Msr(address).name: value for address, value in sorted(self.shape.msrs.items())}
+
     def summary(self) -> dict[str, Any]:
         """Return what identifies the profile in a result."""
         return {
@@ -188,13 +193,6 @@ class Profile:
             "microarchitecture": self.microarchitecture,
             "nominal_ghz": self.nominal_ghz,
         }
-
-
-def _msr_names(shape: Shape) -> dict[str, int]:
-    """Return the capability MSRs of a shape by name, in the order of their addresses."""
-    from vtx.facts.msrs import Msr
-
-    return {Msr(address).name: value for address, value in sorted(shape.msrs.items())}
 
 
 def _price(name: str, entry: Mapping[str, Any]) -> Price:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from vtx.lab.compare import Comparison, Outcome
 from vtx.lab.ledger import Category, Cell, Ledger, Row
 from vtx.lab.profile import Price, Profile, Status
 from vtx.lab.table import Column, Table
-from vtx.machine.shape import Shape
 
 __all__ = [
     "comparison_table",
@@ -17,6 +16,7 @@ __all__ = [
     "prices_table",
     "profiles_table",
     "shape_table",
+    "summary_table",
     "tlb_table",
     "translation_table",
 ]
@@ -134,7 +134,7 @@ def _cells_text(cells: Sequence[Cell], estimated: bool) -> str:
 
 
 def _translation_estimated(ledger: Ledger) -> bool:
-    return any(c.count and c.price.status is Status.ESTIMATED for c in ledger.translation)
+    return _estimated(ledger.translation_by_status)
 
 
 def _whole_cells(ledger: Ledger, name: str, cycles: Fraction, samples: int | None) -> list[str]:
@@ -164,6 +164,20 @@ def _counts_table(ledger: Ledger, title: str) -> Table:
     return Table(title, columns, rows, remarks)
 
 
+_TLBS = (
+    ("l1i", "first level, instructions"),
+    ("l1d", "first level, data"),
+    ("l2i", "second level, instructions"),
+    ("l2d", "second level, data"),
+)
+_TRANSLATION_EVENTS = (
+    ("walks", "page walks"),
+    ("page_faults", "page faults"),
+    ("ept_violations", "EPT violations"),
+    ("invalidated", "TLB entries invalidated"),
+)
+
+
 def translation_table(ledger: Ledger) -> Table:
     """Return what the guest's translations cost."""
     columns = (Column("guest translation"), *(Column(h, True) for h in ("count", "each", "cycles")))
@@ -181,6 +195,19 @@ def translation_table(ledger: Ledger) -> Table:
         for cell in ledger.translation
     ]
     return Table("", columns, rows)
+
+
+def summary_table(translation: Mapping[str, int]) -> Table:
+    """Return how the guest's references were translated: hits and misses of each TLB level."""
+    columns = (Column("TLB"), Column("lookups", True), Column("hits", True), Column("hit %", True))
+    rows = []
+    for key, name in _TLBS:
+        hits, misses = translation.get(f"{key}_hits", 0), translation.get(f"{key}_misses", 0)
+        lookups = hits + misses
+        if lookups:
+            rows.append([name, f"{lookups:,}", f"{hits:,}", _percent(hits, lookups)])
+    counts = [f"{translation.get(key, 0):,} {what}" for key, what in _TRANSLATION_EVENTS]
+    return Table("", columns, rows, [", ".join(counts)])
 
 
 # ---- One run on many CPUs ---------------------------------------------------------------------
@@ -296,44 +323,55 @@ def tlb_table(profile: Profile) -> Table:
         Column("status"),
         Column("source"),
     )
+    notes = _Footnotes()
     rows = [
         [
             f"L{array.level} {array.kind}",
             ", ".join(array.pages),
             str(array.entries),
             str(array.ways),
-            source["status"],
-            source["source"],
+            *notes.cells(source),
         ]
         for array, source in zip(tlb.arrays, origin["arrays"], strict=True)
     ]
+    caches = notes.cells(origin["paging_structure_caches"])
     for name in ("pml5", "pml4", "pdpt", "pd"):
-        cache = origin["paging_structure_caches"]
-        size = str(getattr(tlb, name))
-        rows.append([f"{name} cache", "-", size, "-", cache["status"], cache["source"]])
-    nested = origin["guest_physical"]
-    size = str(tlb.guest_physical)
-    rows.append(["guest-physical TLB", "-", size, "-", nested["status"], nested["source"]])
-    return Table("", columns, rows, (f"Note: {origin['note']}.",) if origin["note"] else ())
+        rows.append([f"{name} cache", "-", str(getattr(tlb, name)), "-", *caches])
+    nested = notes.cells(origin["guest_physical"])
+    rows.append(["guest-physical TLB", "-", str(tlb.guest_physical), "-", *nested])
+    remarks = (f"Note: {origin['note']}.",) if origin["note"] else ()
+    return Table("", columns, rows, (*notes.lines, *remarks))
 
 
 def shape_table(profile: Profile) -> Table:
     """Return capability MSRs, widths and features of one profile with their provenance."""
     origin = profile.provenance
-    shape: Shape = profile.shape
     columns = (Column("shape"), Column("value"), Column("status"), Column("source"))
+    notes = _Footnotes()
     rows = [
-        [name, f"{entry['value']:#018x}", entry["status"], entry["source"]]
-        for name, entry in profile.as_dict()["shape"]["capability_msrs"].items()
+        [name, f"{value:#018x}", *notes.cells(origin["capability_msrs"][name])]
+        for name, value in profile.msrs_by_name().items()
     ]
-    widths, features = origin["address_widths"], origin["features"]
-    for name, value in (
-        ("MAXPHYADDR", shape.maxphyaddr),
-        ("linear address bits", shape.linear_bits),
-    ):
-        rows.append([name, str(value), widths["status"], widths["source"]])
-    rows += [
-        [f"feature {name}", "yes", features["status"], features["source"]]
-        for name in sorted(shape.features)
-    ]
-    return Table("", columns, rows)
+    widths = notes.cells(origin["address_widths"])
+    rows.append(["MAXPHYADDR", str(profile.shape.maxphyaddr), *widths])
+    rows.append(["linear address bits", str(profile.shape.linear_bits), *widths])
+    features = notes.cells(origin["features"])
+    rows += [[f"feature {name}", "yes", *features] for name in sorted(profile.shape.features)]
+    return Table("", columns, rows, notes.lines)
+
+
+class _Footnotes:
+    """Numbers for sources that many rows share, and the lines that spell them out."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def cells(self, origin: Mapping[str, str]) -> tuple[str, str]:
+        """Return the cells for status and source."""
+        number = self._numbers.setdefault(origin["source"], len(self._numbers) + 1)
+        return origin["status"], f"[{number}]"
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The sources, in the order of their numbers."""
+        return tuple(f"[{number}] {source}" for source, number in self._numbers.items())

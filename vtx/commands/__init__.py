@@ -1,0 +1,14 @@
+"""The commands of ``vtx``, one class each; the docstring of the class is the command's help."""
+
+from __future__ import annotations
+
+from vtx.commands.base import Command
+from vtx.commands.compare import Compare
+from vtx.commands.explain import Explain
+from vtx.commands.profiles import Profiles
+from vtx.commands.replay import Replay
+
+__all__ = ["COMMANDS", "Command"]
+
+#: In the order in which help lists them.
+COMMANDS: tuple[type[Command], ...] = (Replay, Compare, Profiles, Explain)

@@ -1,0 +1,102 @@
+"""``vtx compare``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from vtx.commands.base import FAILED, FINE, STOPPED, Command
+from vtx.commands.output import Output, add_output_arguments
+from vtx.commands.progress import Progress
+from vtx.commands.traces import add_trace_arguments, read_handlers, read_trace
+
+if TYPE_CHECKING:
+    from vtx.hypervisor.run import Run
+    from vtx.lab.compare import Comparison
+    from vtx.lab.ledger import Counted
+    from vtx.lab.profile import Profile
+
+__all__ = ["Compare"]
+
+
+class Compare(Command):
+    """Price a trace for several CPU profiles, side by side.
+
+    The trace is run once for each shape of CPU and priced once for each profile. A CPU
+    that lacks what the trace needs is shown as 'not supported', one without prices as
+    'no data', never as a number.
+    """
+
+    name = "compare"
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the arguments."""
+        add_trace_arguments(parser)
+        parser.add_argument(
+            "--profiles",
+            metavar="A,B,...",
+            default="all",
+            help="names or YAML files with commas between (default: all that come with vtx)",
+        )
+        parser.add_argument(
+            "--baseline",
+            metavar="P",
+            help="profile that the others are compared with (default: the first with figures)",
+        )
+        add_output_arguments(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Run the trace and print the comparison."""
+        from vtx.hypervisor.replay import replay
+        from vtx.lab.compare import compare
+        from vtx.lab.profile import load_profiles
+
+        output = Output(args)
+        profiles = load_profiles(args.profiles)
+        trace = read_trace(args.trace)
+        vmm = read_handlers(args.handlers)
+        runs: dict[str, Run] = {}
+        with Progress("running") as progress:
+
+            def run(profile: Profile) -> Counted:
+                runs[profile.id] = replay(trace, profile.shape, vmm=vmm)
+                return runs[profile.id]
+
+            comparison = compare(
+                profiles,
+                run,
+                title=f"{trace.name} on {len(profiles)} CPU profiles",
+                progress=lambda name, done, total: progress.update(done, total, name),
+            )
+        _write(output, comparison, args.baseline)
+        return _verdict(comparison, runs)
+
+
+def _write(output: Output, comparison: Comparison, wanted: str | None) -> None:
+    baseline = wanted
+    if baseline is None and comparison.priced:
+        baseline = comparison.priced[0].profile.id
+    if output.format == "json":
+        output.write_json(comparison.as_dict(baseline))
+    elif output.format == "csv":
+        output.write(comparison.csv(baseline))
+    else:
+        output.write_tables([comparison.table(baseline)])
+
+
+def _verdict(comparison: Comparison, runs: dict[str, Run]) -> int:
+    """Return the exit code, and say on standard error what went wrong where."""
+    from vtx.lab.compare import State
+
+    code = FINE
+    for name, run in runs.items():
+        for result in run.results:
+            if not result.holds:
+                code = FAILED
+                print(f"vtx: {run.file}:{result.line}: {name}: {result}", file=sys.stderr)
+    for outcome in comparison.outcomes:
+        if outcome.state is State.STOPPED:
+            code = STOPPED
+            print(f"vtx: {outcome.profile.id}: {outcome.why}", file=sys.stderr)
+    return code

@@ -1,0 +1,141 @@
+"""Where results go: standard output or a file, as a table, JSON or CSV."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vtx.errors import UsageError, VtxError
+
+if TYPE_CHECKING:
+    from vtx.lab.table import Table
+
+__all__ = ["Output", "add_output_arguments"]
+
+FORMATS = ("table", "json", "csv")
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--format``, ``-o`` and ``--force``."""
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--format", choices=FORMATS, default="table", help="what to print (default: table)"
+    )
+    group.add_argument(
+        "-o", "--output", metavar="FILE", help="write to FILE instead of standard output"
+    )
+    group.add_argument("--force", action="store_true", help="let -o overwrite a file")
+
+
+class Output:
+    """Where one command's result goes.
+
+    Parameters
+    ----------
+    args : Namespace
+        With the arguments of :func:`add_output_arguments`.
+
+    Raises
+    ------
+    UsageError
+        The output file exists, or cannot be; found before any work is done.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.format: str = args.format
+        self.force: bool = args.force
+        self.path = None if args.output in (None, "-") else Path(args.output)
+        if self.force and self.path is None:
+            raise UsageError("--force is for -o FILE")
+        if self.path is not None:
+            self._check(self.path)
+
+    def _check(self, path: Path) -> None:
+        if path.is_dir():
+            raise UsageError(f"{path} is a directory; -o wants a file")
+        if not path.parent.is_dir():
+            raise UsageError(f"{path.parent} is no directory to write {path.name} into")
+        if path.is_file() and not self.force:
+            raise UsageError(f"{path} exists (--force overwrites it)")
+
+    def write_json(self, data: Mapping[str, Any]) -> None:
+        """Write a JSON document."""
+        import json
+
+        self.write(json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+    def write_tables(self, tables: Sequence[Table]) -> None:
+        """Write tables one below the other; on a terminal with some style."""
+        if self.path is None and sys.stdout.isatty():
+            _show(tables)
+        else:
+            self.write("\n\n".join(map(str, tables)) + "\n")
+
+    def write(self, text: str) -> None:
+        """Write the result, whole or not at all."""
+        if self.path is None:
+            sys.stdout.write(text)
+            return
+        path = self.path
+        try:
+            if path.exists() and not path.is_file():
+                path.write_text(text, encoding="utf-8")  # a device or a pipe has no old content
+            else:
+                self._replace(Path(os.path.realpath(path)), text)
+        except FileExistsError:
+            raise UsageError(f"{path} exists (--force overwrites it)") from None
+        except OSError as error:
+            raise VtxError(f"cannot write {path}: {error.strerror or error}") from None
+
+    def _replace(self, path: Path, text: str) -> None:
+        """Write beside `path`, then move into place: readers never see half a file."""
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(name, 0o666 & ~mask)
+            if self.force:
+                os.replace(name, path)
+            else:
+                os.link(name, path)  # unlike a rename, fails if the file has come to exist
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+
+
+def _show(tables: Sequence[Table]) -> None:
+    """Print tables on a terminal: bold headings, long text folded to its width."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    from vtx.lab.table import printable
+
+    console = Console()
+    for table in tables:
+        if table.title:
+            console.print(Text(printable(table.title), style="bold"))
+        shown = RichTable(box=None, pad_edge=False, header_style="bold")
+        for column in table.columns:
+            shown.add_column(
+                Text(column.heading),
+                justify="right" if column.figures else "left",
+                no_wrap=column.figures,
+                overflow="fold",
+            )
+        for row in table.rows:
+            shown.add_row(*(Text(printable(cell)) for cell in row))
+        console.print(shown)
+        for remark in table.remarks:
+            console.print(Text(printable(remark), style="dim"))
+        console.print()

@@ -1,0 +1,160 @@
+"""``vtx replay``."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from vtx.commands.base import FAILED, FINE, Command
+from vtx.commands.output import Output, add_output_arguments
+from vtx.commands.progress import Progress
+from vtx.commands.traces import DEFAULT_PROFILE, add_trace_arguments, read_handlers, read_trace
+
+if TYPE_CHECKING:
+    from vtx.hypervisor.run import Run
+    from vtx.lab.ledger import Category, Ledger
+    from vtx.lab.profile import Status
+    from vtx.lab.table import Table
+
+__all__ = ["Replay"]
+
+SCHEMA = "vtx.replay/1"
+
+
+class Replay(Command):
+    """Run a trace as a guest and show its VM exits and what they cost.
+
+    The table has the columns of 'perf kvm stat report', in cycles and microseconds at the
+    nominal clock of the profile. If the trace has an 'expect' block, the exit code is 1
+    when an expectation does not hold.
+    """
+
+    name = "replay"
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the arguments."""
+        add_trace_arguments(parser)
+        parser.add_argument(
+            "--profile",
+            metavar="P",
+            help=f"CPU profile, by name or YAML file (default: the trace's, or {DEFAULT_PROFILE})",
+        )
+        add_output_arguments(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Run the trace and print its exits."""
+        from vtx.hypervisor.replay import replay
+        from vtx.lab.ledger import price
+        from vtx.lab.profile import load_profile
+
+        output = Output(args)
+        trace = read_trace(args.trace)
+        profile = load_profile(args.profile or trace.header.profile or DEFAULT_PROFILE)
+        with Progress("running") as progress:
+            run = replay(
+                trace, profile.shape, vmm=read_handlers(args.handlers), progress=progress.update
+            )
+        ledger = price(run, profile)
+        if output.format == "json":
+            output.write_json(_document(run, ledger))
+        elif output.format == "csv":
+            output.write(_csv(ledger))
+        else:
+            output.write_tables(_tables(run, ledger))
+        return _verdict(run)
+
+
+def _verdict(run: Run) -> int:
+    """Return the exit code, and say on standard error what does not hold."""
+    failed = [result for result in run.results if not result.holds]
+    for result in failed:
+        print(f"vtx: {run.file}:{result.line}: {result}", file=sys.stderr)
+    return FAILED if failed else FINE
+
+
+def _tables(run: Run, ledger: Ledger) -> list[Table]:
+    from vtx.lab.report import exit_table, summary_table, translation_table
+
+    profile = ledger.profile
+    title = f"{run.name} on {profile.id} ({profile.name}, {profile.nominal_ghz:g} GHz)"
+    tables = [exit_table(ledger, title), translation_table(ledger), summary_table(run.translation)]
+    if run.results:
+        tables.append(_expectations(run))
+    return tables
+
+
+def _expectations(run: Run) -> Table:
+    from vtx.lab.table import Column, Table
+
+    columns = (Column("expectation"), Column("expected", True), Column("actual", True), Column(""))
+    rows = [
+        [result.what, str(result.expected), str(result.actual), "ok" if result.holds else "FAILED"]
+        for result in run.results
+    ]
+    return Table("", columns, rows)
+
+
+def _document(run: Run, ledger: Ledger) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "trace": {"name": run.name, "file": run.file},
+        "profile": ledger.profile.summary(),
+        "outcome": run.outcome,
+        "exits": ledger.samples,
+        "ledger": ledger.as_dict(),
+        "translation": dict(run.translation),
+        "expectations": [
+            {
+                "what": result.what,
+                "expected": result.expected,
+                "actual": result.actual,
+                "holds": result.holds,
+                "line": result.line,
+            }
+            for result in run.results
+        ],
+    }
+
+
+def _csv(ledger: Ledger) -> str:
+    """Return one line for each exit reason, then the guest's translations and the total."""
+    from vtx.lab.ledger import Category
+    from vtx.lab.profile import Status
+
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    parts = [f"{part}_cycles" for part in (*Status, *(c.key for c in Category))]
+    writer.writerow(["exit_reason", "number", "samples", "cycles", "ns", *parts])
+    for row in ledger.rows:
+        number = row.reason if row.reason >= 0 else ""
+        cycles = {cell.category: cell.cycles for cell in row.cells}
+        figures = _csv_figures(ledger, cycles, row.by_status)
+        writer.writerow([row.name, number, row.samples, *figures])
+    translation = {cell.category: cell.cycles for cell in ledger.translation}
+    figures = _csv_figures(ledger, translation, ledger.translation_by_status)
+    writer.writerow(["(guest translation)", "", "", *figures])
+    figures = _csv_figures(ledger, ledger.by_category, ledger.by_status)
+    writer.writerow(["total", "", ledger.samples, *figures])
+    return out.getvalue()
+
+
+def _csv_figures(
+    ledger: Ledger, cycles: dict[Category, Fraction], by_status: dict[Status, Fraction]
+) -> list[object]:
+    """Return cycles, ns, cycles by status and by category; empty fields without prices."""
+    from vtx.lab.ledger import Category
+    from vtx.lab.profile import plain_number
+
+    if not ledger.priced:
+        return [""] * (2 + len(by_status) + len(Category))
+    total = sum(cycles.values(), Fraction(0))
+    return [
+        plain_number(total),
+        float(ledger.profile.ns(total)),
+        *(plain_number(value) for value in by_status.values()),
+        *(plain_number(cycles[c]) if c in cycles else "" for c in Category),
+    ]
