@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(argv)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is None if the caller has closed it
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         _complain("interrupted")
@@ -134,6 +135,6 @@ def _abandon_stdout() -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
-    except (OSError, ValueError):
+    except (AttributeError, OSError, ValueError):
         # Standard output is closed, or is no file: there is nothing to keep quiet.
         return

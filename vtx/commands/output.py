@@ -72,7 +72,7 @@ class Output:
 
     def write_tables(self, tables: Sequence[Table]) -> None:
         """Write tables one below the other; on a terminal with some style."""
-        if self.path is None and sys.stdout.isatty():
+        if self.path is None and sys.stdout is not None and sys.stdout.isatty():
             _show(tables)
         else:
             self.write("\n\n".join(map(str, tables)) + "\n")
@@ -80,6 +80,8 @@ class Output:
     def write(self, text: str) -> None:
         """Write the result, whole or not at all."""
         if self.path is None:
+            if sys.stdout is None:
+                raise VtxError("standard output is closed")
             sys.stdout.write(text)
             return
         path = self.path
