@@ -33,7 +33,7 @@ _FINDERS: Final[Mapping[str, _Finder]] = {
 KINDS: Final = tuple(_FINDERS)
 
 _LEADING_KIND: Final = re.compile(
-    rf"(?P<kind>{'|'.join(KINDS)}|exit reason|reason)\s+(?P<rest>\S.*)", re.IGNORECASE | re.DOTALL
+    rf"(?P<kind>exit reason|reason|{'|'.join(KINDS)})\s+(?P<rest>\S.*)", re.IGNORECASE | re.DOTALL
 )
 
 

@@ -16,8 +16,9 @@ _LINE = 88
 
 def article_lines(article: Article) -> Iterator[str]:
     """Lay out one article, line by line."""
-    yield article.title
-    yield "=" * len(article.title)
+    title = _paragraph(article.title)
+    yield from title
+    yield "=" * max(len(line) for line in title)
     yield from _paragraph(article.summary)
     if article.facts:
         yield ""

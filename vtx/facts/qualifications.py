@@ -660,7 +660,12 @@ INSTRUCTION_INFORMATION: dict[str, Layout] = table(
             BitRange(6, 2, "undefined", "undefined"),
             BitRange(9, 7, "address_size", "address size", ADDRESS_SIZE),
             flag(10, "mem_reg", "always memory", {0: "memory", 1: "register"}),
-            flag(11, "operand_size", "operand size; undefined from 64-bit mode", OPERAND_SIZE),
+            flag(
+                11,
+                "operand_size",
+                "operand size; undefined from 64-bit mode",
+                {0: "16-bit", 1: "32-bit"},
+            ),
             BitRange(14, 12, "undefined", "undefined"),
             BitRange(17, 15, "segment", "segment register", SEGMENT),
             BitRange(21, 18, "index_reg", "index register; undefined if bit 22", GPR),
