@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from typing import TYPE_CHECKING
 
 from vtx.commands.base import FINE, Command
@@ -85,6 +83,9 @@ def _explain(words: list[str], qualification: int | None) -> list[Explanation]:
 
 
 def _csv(explanations: list[Explanation]) -> str:
+    import csv
+    import io
+
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["kind", "name", "number", "label", "value", "meaning"])

@@ -6,14 +6,14 @@ import argparse
 import contextlib
 import os
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtx.errors import UsageError, VtxError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vtx.lab.table import Table
 
 __all__ = ["Output", "add_output_arguments"]
@@ -50,6 +50,8 @@ class Output:
     def __init__(self, args: argparse.Namespace) -> None:
         self.format: str = args.format
         self.force: bool = args.force
+        from pathlib import Path
+
         self.path = None if args.output in (None, "-") else Path(args.output)
         if self.force and self.path is None:
             raise UsageError("--force is for -o FILE")
@@ -89,7 +91,7 @@ class Output:
             if path.exists() and not path.is_file():
                 path.write_text(text, encoding="utf-8")  # a device or a pipe has no old content
             else:
-                self._replace(Path(os.path.realpath(path)), text)
+                self._replace(path.resolve(), text)
         except FileExistsError:
             raise UsageError(f"{path} exists (--force overwrites it)") from None
         except OSError as error:
@@ -97,6 +99,8 @@ class Output:
 
     def _replace(self, path: Path, text: str) -> None:
         """Write beside `path`, then move into place: readers never see half a file."""
+        import tempfile
+
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from vtx.commands.base import FAILED, FINE, Command
@@ -15,6 +12,8 @@ from vtx.commands.progress import Progress
 from vtx.commands.traces import DEFAULT_PROFILE, add_trace_arguments, read_handlers, read_trace
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     from vtx.hypervisor.run import Run
     from vtx.lab.ledger import Category, Ledger
     from vtx.lab.profile import Status
@@ -122,6 +121,9 @@ def _document(run: Run, ledger: Ledger) -> dict[str, Any]:
 
 def _csv(ledger: Ledger) -> str:
     """Return one line for each exit reason, then the guest's translations and the total."""
+    import csv
+    import io
+
     from vtx.lab.ledger import Category
     from vtx.lab.profile import Status
 
@@ -146,12 +148,14 @@ def _csv_figures(
     ledger: Ledger, cycles: dict[Category, Fraction], by_status: dict[Status, Fraction]
 ) -> list[object]:
     """Return cycles, ns, cycles by status and by category; empty fields without prices."""
+    from fractions import Fraction
+
     from vtx.lab.ledger import Category
     from vtx.lab.profile import plain_number
 
     if not ledger.priced:
         return [""] * (2 + len(by_status) + len(Category))
-    total = sum(cycles.values(), Fraction(0))
+    total = sum(cycles.values(), start=Fraction(0))
     return [
         plain_number(total),
         float(ledger.profile.ns(total)),
