@@ -7,7 +7,6 @@ from enum import IntEnum
 
 import pytest
 
-from tests.facts.samples import CONTROL_BITS
 from vtx.errors import UnknownName
 from vtx.facts.controls import (
     CONTROL_CLASSES,
@@ -26,6 +25,8 @@ from vtx.facts.controls import (
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import FIELDS
 from vtx.facts.msrs import CAPABILITY_MSRS, Msr
+
+from .samples import CONTROL_BITS
 
 ALL = [info for group in GROUPS.values() for info in group.controls]
 every_control = pytest.mark.parametrize("info", ALL, ids=lambda info: info.key)

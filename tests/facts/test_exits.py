@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from tests.facts.samples import LINUX_EXITS, OTHER_EXITS
 from vtx.errors import UnknownName
 from vtx.facts.exits import (
     EXITS,
@@ -16,6 +15,8 @@ from vtx.facts.exits import (
     kvm_name,
 )
 from vtx.facts.qualifications import INSTRUCTION_INFORMATION, QUALIFICATIONS, qualification_layout
+
+from .samples import LINUX_EXITS, OTHER_EXITS
 
 every_exit = pytest.mark.parametrize("info", EXITS.values(), ids=lambda info: info.name)
 

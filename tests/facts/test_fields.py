@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.facts.samples import ENCODINGS, HOLES
 from vtx.errors import UnknownName
 from vtx.facts.controls import CONTROL_CLASSES
 from vtx.facts.fields import (
@@ -25,6 +24,8 @@ from vtx.facts.fields import (
 )
 from vtx.facts.lookup import canonical
 from vtx.facts.qualifications import field_layout
+
+from .samples import ENCODINGS, HOLES
 
 every_field = pytest.mark.parametrize("info", FIELDS.values(), ids=lambda info: info.name)
 

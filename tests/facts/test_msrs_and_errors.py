@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from tests.facts.samples import MSR_ADDRESSES
 from vtx.errors import UnknownName
 from vtx.facts.controls import GROUPS
 from vtx.facts.fields import Field
@@ -15,6 +14,8 @@ from vtx.facts.instruction_errors import (
     find_instruction_error,
 )
 from vtx.facts.msrs import CAPABILITY_MSRS, Msr, MsrInfo, find_capability_msr, find_msr
+
+from .samples import MSR_ADDRESSES
 
 every_msr = pytest.mark.parametrize("info", CAPABILITY_MSRS.values(), ids=lambda info: info.name)
 every_error = pytest.mark.parametrize(
