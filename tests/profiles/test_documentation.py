@@ -10,7 +10,7 @@ TEXT = (Path(__file__).parents[2] / "docs" / "profiles.md").read_text()
 
 
 def test_the_example_is_a_profile(tmp_path: Path) -> None:
-    example = re.search(r"```yaml\n(.*?)```", TEXT, re.S)
+    example = re.search(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
     assert example is not None
     path = tmp_path / "my_host.yaml"
     path.write_text(example[1])

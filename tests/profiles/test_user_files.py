@@ -1,5 +1,6 @@
 """Profiles that users write: inheritance, and what is refused and how."""
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import vtx.rules
 from vtx.errors import InputError
 from vtx.lab.profile import Status, load_profile
 from vtx.machine.shape import Shape
@@ -81,6 +83,18 @@ def test_optional_prices(tmp_path: Path) -> None:
     profile = load_profile(write(tmp_path, text))
     assert profile.prices["injection"].cycles == 300
     assert profile.prices["invalidation"].cycles is None
+
+
+def test_features_that_rules_ask_for_can_be_given(tmp_path: Path) -> None:
+    asked = set()
+    for source in Path(vtx.rules.__file__).parent.glob("*.py"):
+        text = source.read_text()
+        asked |= set(re.findall(r'feature\("(\w+)"\)', text))
+        asked |= set(re.findall(r'"(\w+)" (?:not )?in (?:processor\.)?shape\.features', text))
+    assert {"nx", "tdx", "sgx"} <= asked
+    features = ", ".join([*asked, "general_counters_8", "fixed_counters_4"])
+    text = HEAD + f"shape:\n  features: {{values: [{features}], status: estimated, source: s}}\n"
+    assert asked < load_profile(write(tmp_path, text)).shape.features
 
 
 PRICE = "status: estimated, source: s"
@@ -237,6 +251,11 @@ IMPOSSIBLE = {  # text after HEAD, line, words of the sentence
         f"shape:\n  features: {{values: [page_1gb], {PRICE}}}\n",
         4,
         "did you mean page_1g?",
+    ),
+    "too many counters": (
+        f"shape:\n  features: {{values: [fixed_counters_17], {PRICE}}}\n",
+        4,
+        "unknown CPU feature",
     ),
     "unknown key": ("nominal_mhz: 3\n", 3, "did you mean nominal_ghz?"),
     "clock of 0": (f"nominal_ghz: {{value: 0, {PRICE}}}\n", 3, "cannot be below 0.01"),

@@ -16,6 +16,7 @@ from vtx.profiles.document import Item
 
 __all__ = [
     "FEATURES",
+    "NUMBERED_FEATURES",
     "OPTIONAL_PRICES",
     "PRICES",
     "PRICE_STATUSES",
@@ -40,8 +41,10 @@ OPTIONAL_PRICES = ("injection", "invalidation", "vmx_instruction")
 FEATURES = (
     "nx", "page_1g", "rdtscp", "x2apic", "tsc_deadline", "pcid", "invpcid", "smep", "smap", "pku",
     "pks", "cet", "umip", "la57", "fsgsbase", "xsave", "smx", "uintr", "fred", "lam", "sgx", "rtm",
-    "bus_lock_detect",
+    "bus_lock_detect", "user_msr", "wrmsrns", "msr_imm", "tdx",
 )  # fmt: skip
+#: Features that end in a number: performance counters (CPUID leaf 0AH), and how many at most.
+NUMBERED_FEATURES = {"general_counters_": 32, "fixed_counters_": 16}
 
 _TOP = ("schema", "id", "inherits", "name", "microarchitecture", "nominal_ghz", "shape", "prices")
 _SHAPE = ("capability_msrs", "address_widths", "features", "tlb")
@@ -174,8 +177,18 @@ def _widths(item: Item) -> dict[str, Any]:
 def _features(item: Item) -> dict[str, Any]:
     item.mapping("features", ("values", "status", "source"))
     values = _required("features", item, "values").items("values")
-    names = [value.choice("CPU feature", FEATURES) for value in values]
+    names = [_feature(value) for value in values]
     return {"values": names, **_provenance("features", item, SHAPE_STATUSES)}
+
+
+def _feature(item: Item) -> str:
+    name = item.text("CPU feature")
+    for stem, most in NUMBERED_FEATURES.items():
+        number = name.removeprefix(stem)
+        if number != name and number.isdecimal() and int(number) <= most:
+            return name
+    stems = (f"{stem}{most}" for stem, most in NUMBERED_FEATURES.items())
+    return item.choice("CPU feature", (*FEATURES, *stems))
 
 
 def _array(item: Item) -> dict[str, Any]:
