@@ -7,9 +7,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from vtx.commands.base import FAILED, FINE, STOPPED, Command
+from vtx.commands.handlers import blame_handlers, load_handlers
 from vtx.commands.output import Output, add_output_arguments
 from vtx.commands.progress import Progress
-from vtx.commands.traces import add_trace_arguments, read_handlers, read_trace
+from vtx.commands.traces import add_trace_arguments, read_trace
 
 if TYPE_CHECKING:
     from vtx.hypervisor.run import Run
@@ -55,9 +56,9 @@ class Compare(Command):
         output = Output(args)
         profiles = load_profiles(args.profiles)
         trace = read_trace(args.trace)
-        vmm = read_handlers(args.handlers)
+        vmm = load_handlers(args.handlers)
         runs: dict[str, Run] = {}
-        with Progress("running") as progress:
+        with Progress("running") as progress, blame_handlers(args.handlers):
 
             def run(profile: Profile) -> Counted:
                 runs[profile.id] = replay(trace, profile.shape, vmm=vmm)

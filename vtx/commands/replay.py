@@ -7,9 +7,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from vtx.commands.base import FAILED, FINE, Command
+from vtx.commands.handlers import blame_handlers, load_handlers
 from vtx.commands.output import Output, add_output_arguments
 from vtx.commands.progress import Progress
-from vtx.commands.traces import DEFAULT_PROFILE, add_trace_arguments, read_handlers, read_trace
+from vtx.commands.traces import DEFAULT_PROFILE, add_trace_arguments, read_trace
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -53,10 +54,9 @@ class Replay(Command):
         output = Output(args)
         trace = read_trace(args.trace)
         profile = load_profile(args.profile or trace.header.profile or DEFAULT_PROFILE)
-        with Progress("running") as progress:
-            run = replay(
-                trace, profile.shape, vmm=read_handlers(args.handlers), progress=progress.update
-            )
+        vmm = load_handlers(args.handlers)
+        with Progress("running") as progress, blame_handlers(args.handlers):
+            run = replay(trace, profile.shape, vmm=vmm, progress=progress.update)
         ledger = price(run, profile)
         if output.format == "json":
             output.write_json(_document(run, ledger))

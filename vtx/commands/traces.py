@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vtx.errors import InputError
 
 if TYPE_CHECKING:
     from vtx.hypervisor.trace import Trace
 
-__all__ = ["DEFAULT_PROFILE", "add_trace_arguments", "read_handlers", "read_trace"]
+__all__ = ["DEFAULT_PROFILE", "add_trace_arguments", "read_trace"]
 
 #: The CPU on which a trace runs if neither the command nor the trace names one.
 DEFAULT_PROFILE = "skylake_sp"
@@ -43,12 +43,3 @@ def read_trace(name: str) -> Trace:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError("the trace is not UTF-8 text", file="<stdin>", line=line) from None
     return parse_trace(text, "<stdin>")
-
-
-def read_handlers(path: str | None) -> Any:
-    """Return the VMM of a user's Python file, or None for the default one."""
-    if path is None:
-        return None
-    from vtx.hypervisor.handlers import load_handlers
-
-    return load_handlers(path)
