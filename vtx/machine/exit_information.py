@@ -40,7 +40,9 @@ class ExitInformation:
     trap : bool
         The instruction completed: the saved RIP references the next one.
     exit_reason_bits : int
-        Further bits of the exit-reason field (27 enclave, 26 bus lock ...).
+        Further bits of the exit-reason field (31 failed entry, 27 enclave, 26 bus lock ...).
+    check : str or None
+        Id of the VM-entry check that a failed entry broke; for messages, not recorded.
     """
 
     reason: ExitReason
@@ -57,3 +59,4 @@ class ExitInformation:
     resume_flag: int | None = None
     trap: bool = False
     exit_reason_bits: int = 0
+    check: str | None = None

@@ -30,8 +30,9 @@ class PendingEvents:
     ----------
     interrupts : deque of int
         Vectors of external interrupts at the local APIC, first come first.
-    nmi, init, mtf, smi : bool
-        A non-maskable interrupt, an INIT signal, a monitor-trap-flag exit, an SMI is pending.
+    nmi, init, mtf, smi, machine_check : bool
+        A non-maskable interrupt, an INIT signal, a monitor-trap-flag exit, an SMI, a machine
+        check is pending.
     sipi : int or None
         Vector of a start-up IPI.
     """
@@ -41,6 +42,7 @@ class PendingEvents:
     init: bool = False
     mtf: bool = False
     smi: bool = False
+    machine_check: bool = False
     sipi: int | None = None
 
 
@@ -73,10 +75,33 @@ class Processor:
         Data of the current VMCS.
     link_vmcs : Vmcs or None
         Data of the VMCS that the VMCS link pointer references, for VMCS shadowing.
+    active_vmcss : dict of int to Vmcs
+        Data of all active VMCSs by the physical address of their regions.
+    vmx_session : int
+        How often VMXON has succeeded.
+    in_smx, in_seam, smm, dual_monitor_active, a20m : bool
+        In SMX operation, in SEAM root operation, in system-management mode, under the
+        dual-monitor treatment of SMIs and SMM, in A20M mode. The machine never sets them itself:
+        they are there for the rules that look at them.
+    init_blocked, smi_blocked, a20m_blocked : bool
+        INIT signals, SMIs, and A20M mode are blocked.
+    nmi_blocked : bool
+        NMIs are blocked (not virtual NMIs: those are in the interruptibility state).
+    monitor_armed : bool
+        MONITOR has armed address-range monitoring.
+    preemption_timer : int or None
+        Value of the VMX-preemption timer; None while it does not run.
     context : Context
-        What translation depends on, kept equal to registers and VMCS.
+        What translation depends on, kept equal to registers and VMCS in VMX non-root operation.
+    context_vmcs : Vmcs or None
+        Whose guest `context` belongs to.
     tsc : int
         Time-stamp counter of the model: it counts guest steps, so that runs repeat exactly.
+    delivered : tuple of (int, int or None), or None
+        Vector and error code of the event that took the guest to where RIP is, until the run loop
+        has seen it.
+    pause_loop : tuple of int, or None
+        When the first and the last PAUSE of the current loop executed, for PAUSE-loop exiting.
     cursors : list of Cursor
         The guest's program, and on top of it the handlers it is in.
     """
@@ -96,11 +121,23 @@ class Processor:
         self.smm = False
         self.vmxon_pointer = NO_VMCS
         self.current_vmcs_pointer = NO_VMCS
+        self.active_vmcss: dict[int, Vmcs] = {}
+        self.vmx_session = 0
+        self.in_smx = False
+        self.in_seam = False
+        self.dual_monitor_active = False
+        self.a20m = False
+        self.init_blocked = False
+        self.smi_blocked = False
+        self.a20m_blocked = False
+        self.context_vmcs: Vmcs | None = None
         self.vmcs: Vmcs | None = None
         self.link_vmcs: Vmcs | None = None
         self.pending = PendingEvents()
         self.nmi_blocked = False
         self.monitor_armed = False
+        self.delivered: tuple[int, int | None] | None = None
+        self.pause_loop: tuple[int, int] | None = None
         self.preemption_timer: int | None = None
         self.tsc = 0
         self.steps = 0

@@ -35,9 +35,10 @@ NO_LINK = 0xFFFF_FFFF_FFFF_FFFF
 #   4  VMX-abort indicator
 #   8  FORMAT if the fields below were ever written, 0 in a region that software only prepared
 #  12  launch state: 0 clear, 1 launched
-#  16  one 8-byte value per field, in the order of the field table
+#  16  the session of VMX operation (counted from VMXON) of the last successful VMLAUNCH
+#  24  one 8-byte value per field, in the order of the field table
 _FORMAT = 0x3158_5456
-_HEADER = struct.Struct("<IIII")
+_HEADER = struct.Struct("<IIIIQ")
 _FIELD_ORDER = tuple(FIELDS)
 _VALUES = struct.Struct(f"<{len(_FIELD_ORDER)}Q")
 _MASKS: dict[int, int] = {field: mask(field) for field in _FIELD_ORDER}
@@ -65,6 +66,8 @@ class Vmcs:
         This is a shadow VMCS: VMREAD and VMWRITE may use it, VM entry may not.
     launched : bool
         Launch state: launched (True) or clear.
+    session : int
+        Which session of VMX operation launched it: VMRESUME can tell a VMXOFF in between.
     abort_indicator : int
         What the region says about a VMX abort; 0 for none.
     """
@@ -72,8 +75,10 @@ class Vmcs:
     __slots__ = (
         "abort_indicator",
         "dirty",
+        "judged",
         "launched",
         "revision_id",
+        "session",
         "shadow",
         "synced",
         "values",
@@ -83,12 +88,15 @@ class Vmcs:
         self.revision_id = revision_id
         self.shadow = False
         self.launched = False
+        self.session = 0
         self.abort_indicator = 0
         self.values: dict[int, int] = dict.fromkeys(_FIELD_ORDER, 0)
         self.dirty: set[int] = set(_FIELD_ORDER)
         #: What the last VM entry and VM exit established between this VMCS and the registers;
         #: belongs to :mod:`vtx.rules.transitions`.
         self.synced: object | None = None
+        #: What :mod:`vtx.rules.check` knows of this VMCS from its last successful VM entry.
+        self.judged: object | None = None
 
     def __getitem__(self, field: int) -> int:
         return self.values[field]
@@ -174,7 +182,7 @@ class Vmcs:
     def to_bytes(self) -> bytes:
         """Return the 4096 bytes of this VMCS's region."""
         first = self.revision_id | (SHADOW_BIT if self.shadow else 0)
-        header = _HEADER.pack(first, self.abort_indicator, _FORMAT, self.launched)
+        header = _HEADER.pack(first, self.abort_indicator, _FORMAT, self.launched, self.session)
         values = self.values
         packed = _VALUES.pack(*[values[field] for field in _FIELD_ORDER])
         return (header + packed).ljust(REGION_BYTES, b"\0")
@@ -193,12 +201,13 @@ class Vmcs:
         """
         if len(region) != REGION_BYTES:
             raise InputError(f"a VMCS region has {REGION_BYTES} bytes, not {len(region)}")
-        first, abort_indicator, form, launched = _HEADER.unpack_from(region)
+        first, abort_indicator, form, launched, session = _HEADER.unpack_from(region)
         vmcs = cls(first & ~SHADOW_BIT & MASK32)
         vmcs.shadow = bool(first & SHADOW_BIT)
         vmcs.abort_indicator = abort_indicator
         if form == _FORMAT:
             vmcs.launched = launched == 1
+            vmcs.session = session
             values = _VALUES.unpack_from(region, _HEADER.size)
             for field, value in zip(_FIELD_ORDER, values, strict=True):
                 vmcs.values[field] = value & _MASKS[field]

@@ -1,0 +1,427 @@
+"""The door: a machine's logical processors, one method per VMX instruction.
+
+The rules decide; here their outcomes become what Python expects: a value, an exception, or an
+:class:`~vtx.machine.exit.Exit`.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from vtx.errors import NotSupported, UnhandledExit
+from vtx.facts.controls import Proc2
+from vtx.facts.fields import FIELDS, Area, Field
+from vtx.machine import image
+from vtx.machine.events import EventLog
+from vtx.machine.exit import Exit
+from vtx.machine.exit_information import ExitInformation
+from vtx.machine.memory import Memory
+from vtx.machine.paging import Ept, FrameAllocator
+from vtx.machine.processor import Processor
+from vtx.machine.program import Cursor, Program
+from vtx.machine.registers import Interruptibility, Registers, TableRegister
+from vtx.machine.shape import Shape
+from vtx.machine.tables import page_shift
+from vtx.machine.vmcs import Vmcs
+from vtx.rules import vmx_entry, vmx_fields, vmx_invalidation, vmx_operation, vmx_regions
+from vtx.rules.delivery import WITH_ERROR_CODE
+from vtx.rules.injected import DELIVER_ERROR_CODE, VALID, EventType
+from vtx.rules.transitions import vm_exit
+from vtx.rules.vmx_operands import MemoryOperand, Operand, RegisterOperand
+
+if TYPE_CHECKING:
+    from vtx.hypervisor.trace import Trace
+
+__all__ = ["Cpu", "GuestEpt", "Machine", "MemoryOperand", "RegisterOperand"]
+
+#: The CPU that is modelled where none is asked for.
+DEFAULT_PROFILE = "skylake_sp"
+_STI_OR_MOV_SS = Interruptibility.STI | Interruptibility.MOV_SS
+_EXCEPTIONS = 32
+_NMI_VECTOR, _BREAKPOINT, _OVERFLOW = 2, 3, 4
+
+
+class GuestEpt(Ept):
+    """The EPT of a guest whose memory is one slot of host memory.
+
+    :meth:`map` needs no host-physical address: guest-physical 0 is host-physical `GUEST_BASE`.
+    """
+
+    def map(self, gpa: int, hpa: int | None = None, size: str = "4K", **rights: Any) -> None:
+        """Map the page that `gpa` lies in; parameters beyond are those of `Ept.map`.
+
+        Parameters
+        ----------
+        gpa : int
+            Any guest-physical address in the page.
+        hpa : int, optional
+            Host-physical address of the page; by default the guest's own memory.
+        size : str
+            ``"4K"``, ``"2M"`` or ``"1G"``.
+        **rights
+            ``read``, ``write``, ``execute``, ``memory_type`` ...
+        """
+        page = gpa >> page_shift(size) << page_shift(size)
+        super().map(page, image.GUEST_BASE + page if hpa is None else hpa, size, **rights)
+
+
+class Machine:
+    """Logical processors of one kind over one physical memory.
+
+    Parameters
+    ----------
+    profile : str or Shape
+        CPU profile by name or file, or a shape.
+    processors : int
+        Logical processors.
+    memory_bytes : int
+        Physical memory; untouched memory costs nothing.
+
+    Attributes
+    ----------
+    shape : Shape
+    memory : Memory
+    events : EventLog
+        What all processors did.
+    frames : FrameAllocator
+        Free frames of the VMM: VMX regions, EPT tables, bitmaps.
+    cpus : list of Cpu
+    guest : GuestImage or None
+        The guest's tables in memory, once a VMCS that needs them was loaded.
+
+    Raises
+    ------
+    UnknownName, InputError
+        There is no such profile, or it is malformed.
+    """
+
+    def __init__(
+        self,
+        profile: str | Shape = DEFAULT_PROFILE,
+        processors: int = 1,
+        memory_bytes: int = 64 << 30,
+    ) -> None:
+        self._prepare(profile, memory_bytes)
+        self.cpus = [Cpu(machine=self, number=number) for number in range(processors)]
+
+    def _prepare(self, profile: str | Shape, memory_bytes: int) -> None:
+        self.shape = Shape.of(profile) if isinstance(profile, str) else profile
+        self.memory = Memory(memory_bytes)
+        self.events = EventLog()
+        self.frames = FrameAllocator(image.HOST_TOP, min(image.GUEST_BASE, memory_bytes))
+        self.guest: image.GuestImage | None = None
+        self.ept: GuestEpt | None = None
+        image.write_host(self.memory)
+
+    @classmethod
+    def _around(cls, cpu: Cpu, profile: str | Shape) -> Machine:
+        """Return the machine of a single processor that is being made."""
+        machine = cls.__new__(cls)
+        machine._prepare(profile, 64 << 30)
+        machine.cpus = [cpu]
+        return machine
+
+    def guest_image(self, *, ept: bool) -> image.GuestImage:
+        """Return the guest's tables, written into memory when first asked for.
+
+        Parameters
+        ----------
+        ept : bool
+            The guest's memory is under EPT: its guest-physical addresses begin at 0.
+        """
+        if self.guest is None:
+            guest_base = 0 if ept else image.GUEST_BASE
+            room = min(self.memory.size_bytes - image.GUEST_BASE, image.GIB)
+            self.guest = image.GuestImage(self.memory, room, guest_base=guest_base)
+            self.guest.install()
+        return self.guest
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.memory.close()
+
+
+class Cpu(Processor):
+    """A logical processor with the VMX instructions as methods.
+
+    Parameters
+    ----------
+    profile : str or Shape
+        What CPU it is, if it is alone; see :class:`Machine` for several over one memory.
+    machine : Machine, optional
+        The machine it belongs to.
+    number : int
+        Which of the machine's processors it is.
+
+    Examples
+    --------
+    >>> from vtx import Cpu, Field, Vmcs
+    >>> with Cpu(profile="skylake_sp") as cpu:
+    ...     cpu.vmxon()
+    ...     cpu.load(Vmcs.for_64bit_guest())
+    ...     hex(cpu.vmread(Field.GUEST_RFLAGS))
+    '0x202'
+
+    Notes
+    -----
+    A VMX instruction that fails raises :class:`~vtx.errors.VMfailInvalid` or
+    :class:`~vtx.errors.VMfailValid`, one that faults :class:`~vtx.errors.GuestFault`; RFLAGS and
+    the VM-instruction error field are as the manual says. Operands are plain numbers; a
+    :class:`MemoryOperand` is read through the processor's own page tables. While the guest runs
+    (after a guest's program ended without a VM exit), the instructions cause VM exits and return
+    them.
+    """
+
+    def __init__(
+        self,
+        profile: str | Shape = DEFAULT_PROFILE,
+        *,
+        machine: Machine | None = None,
+        number: int = 0,
+    ) -> None:
+        self.machine = machine if machine is not None else Machine._around(self, profile)
+        super().__init__(self.machine.shape, self.machine.memory, number, self.machine.events)
+        self.regs = Registers.for_64bit_host(self.shape)
+        self.regs.cr3 = image.HOST_PAGE_TABLES
+        self.regs.gdtr = TableRegister(image.HOST_GDT, 0xFFFF)
+        self.regs.idtr = TableRegister(image.HOST_IDT, 0xFFFF)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.machine.__exit__(kind, error, traceback)
+
+    @property
+    def ept(self) -> GuestEpt:
+        """The EPT paging structures of the machine's guest, empty at first."""
+        if not self.shape.has_ept:
+            raise NotSupported(f"{self.shape.name} has no EPT")
+        if self.machine.ept is None:
+            self.machine.ept = GuestEpt(self.memory, self.machine.frames)
+        return self.machine.ept
+
+    # ---- VMX operation --------------------------------------------------------------------
+
+    def new_region(self) -> int:
+        """Return the physical address of a new 4-KByte region with the revision identifier."""
+        address = self.machine.frames.allocate()
+        self.memory.write_u32(address, self.shape.revision_id)
+        return address
+
+    def vmxon(self, operand: Operand | None = None) -> Exit | None:
+        """VMXON: enter VMX operation; without operand, with a region that is made for it."""
+        if operand is None:
+            operand = self.new_region()
+        return self._done(vmx_operation.vmxon(self, operand))
+
+    def vmxoff(self) -> Exit | None:
+        """VMXOFF: leave VMX operation."""
+        return self._done(vmx_operation.vmxoff(self))
+
+    def vmcall(self) -> Exit | None:
+        """VMCALL: in VMX root operation, a call of the SMM monitor."""
+        return self._done(vmx_operation.vmcall(self))
+
+    # ---- VMCS regions ---------------------------------------------------------------------
+
+    def vmclear(self, operand: Operand) -> Exit | None:
+        """VMCLEAR: write the VMCS at this physical address to memory, launch state clear."""
+        return self._done(vmx_regions.vmclear(self, operand))
+
+    def vmptrld(self, operand: Operand) -> Exit | None:
+        """VMPTRLD: make the VMCS at this physical address current."""
+        return self._done(vmx_regions.vmptrld(self, operand))
+
+    def vmptrst(self, destination: MemoryOperand | RegisterOperand | None = None) -> int:
+        """VMPTRST: return (and store) the current-VMCS pointer.
+
+        Raises
+        ------
+        UnhandledExit
+            The guest is running, so the instruction caused a VM exit.
+        """
+        return self._value(vmx_regions.vmptrst(self, destination))
+
+    # ---- VMCS fields ----------------------------------------------------------------------
+
+    def vmread(
+        self, encoding: int, destination: MemoryOperand | RegisterOperand | None = None
+    ) -> int:
+        """VMREAD: return (and store) a field of the current VMCS.
+
+        Raises
+        ------
+        UnhandledExit
+            The guest is running, and the instruction caused a VM exit.
+        """
+        return self._value(vmx_fields.vmread(self, encoding, destination))
+
+    def vmwrite(self, encoding: int, source: Operand) -> Exit | None:
+        """VMWRITE: write a field of the current VMCS."""
+        return self._done(vmx_fields.vmwrite(self, encoding, source))
+
+    # ---- VM entry -------------------------------------------------------------------------
+
+    def vmlaunch(self, program: Program | Trace | None = None) -> Exit:
+        """VMLAUNCH: enter the guest, run it, and return its VM exit.
+
+        Parameters
+        ----------
+        program : Program or Trace, optional
+            What the guest executes; by default it goes on where it was.
+
+        Raises
+        ------
+        EndOfTrace
+            The guest's program ended without a VM exit.
+        VmxAbort
+            The VM exit could not be completed.
+        """
+        if program is not None:
+            self.set_program(program)
+        return self._run(vmx_entry.vmlaunch(self))
+
+    def vmresume(self) -> Exit:
+        """VMRESUME: enter the guest again (as :meth:`vmlaunch`)."""
+        return self._run(vmx_entry.vmresume(self))
+
+    def set_program(self, program: Program | Trace) -> None:
+        """Let the guest execute `program` from its beginning."""
+        operations = program if isinstance(program, Program) else program.program
+        self.cursors = [Cursor(operations)]
+
+    # ---- Invalidation, VM functions ---------------------------------------------------------
+
+    def invept(self, kind: int, descriptor: Operand = 0) -> Exit | None:
+        """INVEPT of type `kind`; the descriptor is the EPT pointer."""
+        return self._done(vmx_invalidation.invept(self, kind, descriptor))
+
+    def invvpid(self, kind: int, descriptor: Operand = 0) -> Exit | None:
+        """INVVPID of type `kind`; the descriptor is ``linear_address << 64 | vpid``."""
+        return self._done(vmx_invalidation.invvpid(self, kind, descriptor))
+
+    def vmfunc(self) -> Exit | None:
+        """VMFUNC: function in EAX, argument in ECX."""
+        return self._done(vmx_invalidation.vmfunc(self))
+
+    # ---- What a VMM does with them ------------------------------------------------------------
+
+    def load(self, vmcs: Vmcs) -> int:
+        """Make `vmcs` the current VMCS: VMCLEAR, VMPTRLD, and VMWRITE of every field it sets.
+
+        The guest's tables (:class:`~vtx.machine.image.GuestImage`) are put into memory, and if
+        EPT is on and has no pointer yet, it gets the tables of :attr:`ept`.
+
+        Returns
+        -------
+        int
+            Physical address of its region.
+
+        Raises
+        ------
+        NotSupported
+            It sets a field that this CPU does not have.
+        """
+        address = self.new_region()
+        self.vmclear(address)
+        self.vmptrld(address)
+        uses_ept = bool(vmcs.proc2 & Proc2.ENABLE_EPT)
+        for field, value in vmcs.fields():
+            if value and FIELDS[field].area is not Area.READ_ONLY:
+                if not self.shape.field_exists(field):
+                    raise NotSupported(f"{self.shape.name} has no VMCS field {FIELDS[field].name}")
+                self.vmwrite(field, value)
+        if uses_ept and not vmcs[Field.EPT_POINTER]:
+            self.vmwrite(Field.EPT_POINTER, self.ept.eptp)
+        self.machine.guest_image(ept=uses_ept)
+        return address
+
+    def skip(self, exit: Exit) -> None:
+        """Step over the instruction that caused `exit`, as a VMM that has emulated it does.
+
+        RIP moves by the instruction's length, and blocking by STI and MOV SS ends.
+        """
+        length = exit.instruction_length
+        self.vmwrite(Field.GUEST_RIP, exit.rip + length & 0xFFFF_FFFF_FFFF_FFFF)
+        blocking = exit.read(Field.GUEST_INTERRUPTIBILITY_STATE)
+        if blocking & _STI_OR_MOV_SS:
+            self.vmwrite(Field.GUEST_INTERRUPTIBILITY_STATE, blocking & ~_STI_OR_MOV_SS)
+
+    def inject(
+        self,
+        vector: int,
+        *,
+        type: int | None = None,
+        error_code: int | None = None,
+        instruction_length: int = 0,
+    ) -> None:
+        """Let the next VM entry deliver an event to the guest.
+
+        Parameters
+        ----------
+        vector : int
+            0 to 255.
+        type : EventType, optional
+            By default what the vector says: NMI for 2, software exception for 3 and 4, hardware
+            exception for the others below 32, external interrupt from 32.
+        error_code : int, optional
+            What the exception pushes; 0 by default for exceptions that push one.
+        instruction_length : int
+            Of INT n, INT1, INT3 or INTO, in bytes.
+        """
+        if type is None:
+            type = _default_type(vector)
+        information = VALID | type << 8 | vector
+        if type == EventType.HARDWARE_EXCEPTION and vector in WITH_ERROR_CODE:
+            error_code = error_code or 0
+        if error_code is not None:
+            information |= DELIVER_ERROR_CODE
+            self.vmwrite(Field.VM_ENTRY_EXCEPTION_ERROR_CODE, error_code)
+        if instruction_length:
+            self.vmwrite(Field.VM_ENTRY_INSTRUCTION_LENGTH, instruction_length)
+        self.vmwrite(Field.VM_ENTRY_INTERRUPTION_INFORMATION, information)
+
+    # ---- Outcomes -----------------------------------------------------------------------------
+
+    def _run(self, info: ExitInformation | None) -> Exit:
+        """Run the guest, unless the entry has ended already, and perform its VM exit."""
+        if info is None:
+            from vtx import nonroot
+
+            info = nonroot.run(self)
+        if self.non_root:
+            vm_exit(self, info)
+        return Exit(self, info, self.vmread)
+
+    def _done(self, info: ExitInformation | None) -> Exit | None:
+        """Perform the VM exit that an instruction caused in VMX non-root operation, if any."""
+        if info is not None:
+            return self._run(info)
+        return None
+
+    def _value(self, outcome: int | ExitInformation) -> int:
+        if isinstance(outcome, ExitInformation):
+            raise UnhandledExit(self._run(outcome))
+        return outcome
+
+
+def _default_type(vector: int) -> EventType:
+    if vector == _NMI_VECTOR:
+        return EventType.NMI
+    if vector in (_BREAKPOINT, _OVERFLOW):
+        return EventType.SOFTWARE_EXCEPTION
+    return EventType.HARDWARE_EXCEPTION if vector < _EXCEPTIONS else EventType.EXTERNAL_INTERRUPT

@@ -1,0 +1,392 @@
+"""What VM entry loads, VM exit saves and VM exit loads: one table, and what follows from it.
+
+Sources: SDM, "Loading Guest State", "Saving Guest State", "Loading Host State". The rows are the
+only place that says which control governs which register; :func:`plan_for` turns them into what
+one setting of the controls means, once for each setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, IntEnum
+from functools import lru_cache
+from operator import itemgetter
+from typing import NamedTuple
+
+from vtx.facts.controls import Entry, Exit1, Exit2
+from vtx.facts.fields import Field, mask
+from vtx.facts.msrs import Msr
+from vtx.machine.registers import SEGMENT_NAMES, Registers
+
+__all__ = [
+    "ALWAYS",
+    "BANK",
+    "CONDITIONAL",
+    "GUEST_FIELDS",
+    "HOST_FIELDS",
+    "PLAN_FIELDS",
+    "SUPPORTED",
+    "Conditional",
+    "Plan",
+    "Register",
+    "plan_for",
+]
+
+
+class When(Enum):
+    """When a row applies, where no control decides."""
+
+    ALWAYS = "always"
+    SUPPORTED = "whenever the CPU has the field"
+
+
+ALWAYS, SUPPORTED = When.ALWAYS, When.SUPPORTED
+
+
+class Register(NamedTuple):
+    """A register (or its hidden parts) that every entry loads and every exit saves.
+
+    Attributes
+    ----------
+    name : str
+        Attribute of :class:`~vtx.machine.registers.Registers`.
+    fields : tuple of Field
+        Guest-state fields: one, or those of a segment or table register in the order of its parts.
+    """
+
+    name: str
+    fields: tuple[Field, ...]
+
+
+def _segment(name: str) -> Register:
+    parts = ("SELECTOR", "BASE", "LIMIT", "ACCESS_RIGHTS")
+    return Register(name, tuple(Field[f"GUEST_{name.upper()}_{part}"] for part in parts))
+
+
+def _table(name: str) -> Register:
+    parts = ("BASE", "LIMIT")
+    return Register(name, tuple(Field[f"GUEST_{name.upper()}_{part}"] for part in parts))
+
+
+#: Loaded and saved by every transition, whatever the controls say. RIP, RSP and RFLAGS are so,
+#: too, but change with every exit: :mod:`vtx.rules.transitions` moves them one by one.
+BANK: tuple[Register, ...] = (
+    Register("cr0", (Field.GUEST_CR0,)),
+    Register("cr3", (Field.GUEST_CR3,)),
+    Register("cr4", (Field.GUEST_CR4,)),
+    *map(_segment, SEGMENT_NAMES),
+    _table("gdtr"),
+    _table("idtr"),
+)
+
+
+class Conditional(NamedTuple):
+    """A register whose loading or saving depends on controls; mostly an MSR.
+
+    Attributes
+    ----------
+    register : Msr or str
+        The MSR, or an attribute of the registers.
+    guest, host : Field, Field or None
+        Its fields.
+    load, save, host_load : control, When or None
+        What makes VM entry load it, VM exit save it, VM exit load it. None: never.
+    host_clear : control, When or None
+        What makes VM exit clear it.
+    """
+
+    register: Msr | str
+    guest: Field
+    load: IntEnum | When | None
+    save: IntEnum | When | None
+    host: Field | None = None
+    host_load: IntEnum | When | None = None
+    host_clear: IntEnum | When | None = None
+
+
+def _fred(name: str) -> Conditional:
+    return Conditional(
+        Msr[f"IA32_FRED_{name}"],
+        Field[f"GUEST_IA32_FRED_{name}"],
+        load=Entry.LOAD_FRED,
+        save=Exit2.SAVE_FRED,
+        host=Field[f"HOST_IA32_FRED_{name}"],
+        host_load=Exit2.LOAD_FRED,
+    )
+
+
+CONDITIONAL: tuple[Conditional, ...] = (
+    Conditional("dr7", Field.GUEST_DR7, Entry.LOAD_DEBUG_CONTROLS, Exit1.SAVE_DEBUG_CONTROLS),
+    Conditional(
+        Msr.IA32_DEBUGCTL,
+        Field.GUEST_IA32_DEBUGCTL,
+        load=Entry.LOAD_DEBUG_CONTROLS,
+        save=Exit1.SAVE_DEBUG_CONTROLS,
+        host_clear=ALWAYS,
+    ),
+    Conditional(
+        Msr.IA32_SYSENTER_CS,
+        Field.GUEST_IA32_SYSENTER_CS,
+        load=ALWAYS,
+        save=ALWAYS,
+        host=Field.HOST_IA32_SYSENTER_CS,
+        host_load=ALWAYS,
+    ),
+    Conditional(
+        Msr.IA32_SYSENTER_ESP,
+        Field.GUEST_IA32_SYSENTER_ESP,
+        load=ALWAYS,
+        save=ALWAYS,
+        host=Field.HOST_IA32_SYSENTER_ESP,
+        host_load=ALWAYS,
+    ),
+    Conditional(
+        Msr.IA32_SYSENTER_EIP,
+        Field.GUEST_IA32_SYSENTER_EIP,
+        load=ALWAYS,
+        save=ALWAYS,
+        host=Field.HOST_IA32_SYSENTER_EIP,
+        host_load=ALWAYS,
+    ),
+    # Without "load IA32_EFER" LMA and LME still follow "IA-32e mode guest" and "host
+    # address-space size": see guest_efer and host_efer below.
+    Conditional(
+        Msr.IA32_EFER,
+        Field.GUEST_IA32_EFER,
+        load=Entry.LOAD_IA32_EFER,
+        save=Exit1.SAVE_IA32_EFER,
+        host=Field.HOST_IA32_EFER,
+        host_load=Exit1.LOAD_IA32_EFER,
+    ),
+    Conditional(
+        Msr.IA32_PAT,
+        Field.GUEST_IA32_PAT,
+        load=Entry.LOAD_IA32_PAT,
+        save=Exit1.SAVE_IA32_PAT,
+        host=Field.HOST_IA32_PAT,
+        host_load=Exit1.LOAD_IA32_PAT,
+    ),
+    Conditional(
+        Msr.IA32_PERF_GLOBAL_CTRL,
+        Field.GUEST_IA32_PERF_GLOBAL_CTRL,
+        load=Entry.LOAD_IA32_PERF_GLOBAL_CTRL,
+        save=Exit1.SAVE_IA32_PERF_GLOBAL_CTRL,
+        host=Field.HOST_IA32_PERF_GLOBAL_CTRL,
+        host_load=Exit1.LOAD_IA32_PERF_GLOBAL_CTRL,
+    ),
+    Conditional(
+        Msr.IA32_BNDCFGS,
+        Field.GUEST_IA32_BNDCFGS,
+        load=Entry.LOAD_IA32_BNDCFGS,
+        save=SUPPORTED,
+        host_clear=Exit1.CLEAR_IA32_BNDCFGS,
+    ),
+    Conditional(
+        Msr.IA32_RTIT_CTL,
+        Field.GUEST_IA32_RTIT_CTL,
+        load=Entry.LOAD_IA32_RTIT_CTL,
+        save=SUPPORTED,
+        host_clear=Exit1.CLEAR_IA32_RTIT_CTL,
+    ),
+    Conditional(
+        Msr.IA32_LBR_CTL,
+        Field.GUEST_IA32_LBR_CTL,
+        load=Entry.LOAD_GUEST_IA32_LBR_CTL,
+        save=SUPPORTED,
+        host_clear=Exit1.CLEAR_IA32_LBR_CTL,
+    ),
+    Conditional(
+        Msr.IA32_S_CET,
+        Field.GUEST_IA32_S_CET,
+        load=Entry.LOAD_CET_STATE,
+        save=SUPPORTED,
+        host=Field.HOST_IA32_S_CET,
+        host_load=Exit1.LOAD_CET_STATE,
+    ),
+    Conditional(
+        Msr.IA32_INTERRUPT_SSP_TABLE_ADDR,
+        Field.GUEST_IA32_INTERRUPT_SSP_TABLE_ADDR,
+        load=Entry.LOAD_CET_STATE,
+        save=SUPPORTED,
+        host=Field.HOST_IA32_INTERRUPT_SSP_TABLE_ADDR,
+        host_load=Exit1.LOAD_CET_STATE,
+    ),
+    Conditional(
+        "ssp",
+        Field.GUEST_SSP,
+        load=Entry.LOAD_CET_STATE,
+        save=SUPPORTED,
+        host=Field.HOST_SSP,
+        host_load=Exit1.LOAD_CET_STATE,
+    ),
+    Conditional(
+        Msr.IA32_PKRS,
+        Field.GUEST_IA32_PKRS,
+        load=Entry.LOAD_PKRS,
+        save=SUPPORTED,
+        host=Field.HOST_IA32_PKRS,
+        host_load=Exit1.LOAD_PKRS,
+    ),
+    # UINV is bits 39:32 of IA32_UINTR_MISC.
+    Conditional(
+        "uinv",
+        Field.GUEST_UINV,
+        load=Entry.LOAD_UINV,
+        save=SUPPORTED,
+        host_clear=Exit1.CLEAR_UINV,
+    ),
+    Conditional(
+        Msr.IA32_SPEC_CTRL,
+        Field.GUEST_IA32_SPEC_CTRL,
+        load=Entry.LOAD_IA32_SPEC_CTRL,
+        save=SUPPORTED,
+        host=Field.HOST_IA32_SPEC_CTRL,
+        host_load=Exit2.LOAD_IA32_SPEC_CTRL,
+    ),
+    *map(_fred, ("CONFIG", "RSP1", "RSP2", "RSP3", "STKLVLS", "SSP1", "SSP2", "SSP3")),
+)
+
+#: The controls that decide a plan.
+PLAN_FIELDS = frozenset(
+    {
+        Field.VM_ENTRY_CONTROLS,
+        Field.VM_EXIT_CONTROLS,
+        Field.SECONDARY_VM_EXIT_CONTROLS,
+    }
+)
+#: The guest-state fields of all rows.
+GUEST_FIELDS = frozenset(f for row in BANK for f in row.fields) | frozenset(
+    row.guest for row in CONDITIONAL
+)
+#: The host-state fields.
+HOST_FIELDS = frozenset(f for f in Field if f.name.startswith("HOST_"))
+
+
+def _set_dr7(regs: Registers, value: int) -> None:
+    """Load DR7: bits 12 and 15:14 become 0 and bit 10 becomes 1, whatever the field says."""
+    regs.dr7 = value & 0xFFFF_2FFF | 0x400
+
+
+def _get_uinv(regs: Registers) -> int:
+    return regs.msrs.get(Msr.IA32_UINTR_MISC, 0) >> 32 & 0xFF
+
+
+def _set_uinv(regs: Registers, value: int) -> None:
+    rest = regs.msrs.get(Msr.IA32_UINTR_MISC, 0) & ~(0xFF << 32)
+    regs.msrs[Msr.IA32_UINTR_MISC] = rest | (value & 0xFF) << 32
+
+
+def _get_dr7(regs: Registers) -> int:
+    return regs.dr7
+
+
+def _get_ssp(regs: Registers) -> int:
+    return regs.ssp
+
+
+def _set_ssp(regs: Registers, value: int) -> None:
+    regs.ssp = value
+
+
+_ACCESS: dict[str, tuple[Callable[[Registers], int], Callable[[Registers, int], None]]] = {
+    "dr7": (_get_dr7, _set_dr7),
+    "ssp": (_get_ssp, _set_ssp),
+    "uinv": (_get_uinv, _set_uinv),
+}
+
+Getter = Callable[[Registers], int]
+Setter = Callable[[Registers, int], None]
+
+
+class Plan(NamedTuple):
+    """What one setting of the controls loads and saves beyond :data:`BANK`.
+
+    Attributes
+    ----------
+    loads : tuple of (Msr, Field)
+        MSRs that VM entry loads.
+    saves : tuple of (Msr, Field, int)
+        MSRs that VM exit saves, with the mask of the field's width.
+    saved : callable
+        ``saved(msrs)`` returns the values of those MSRs as a tuple.
+    host_loads : tuple of (Msr, Field)
+        MSRs that VM exit loads.
+    host_clears : tuple of Msr
+        MSRs that VM exit clears.
+    other_loads, other_saves, other_host_loads, other_host_clears
+        The same for registers that are not MSRs, with how to reach them.
+    loads_efer, host_loads_efer : bool
+        Whether entry and exit load all of IA32_EFER.
+    ia32e_guest, host_64bit : bool
+        "IA-32e mode guest", "host address-space size".
+    """
+
+    loads: tuple[tuple[Msr, Field], ...]
+    saves: tuple[tuple[Msr, Field, int], ...]
+    saved: Callable[[dict[int, int]], tuple[int, ...]]
+    host_loads: tuple[tuple[Msr, Field], ...]
+    host_clears: tuple[Msr, ...]
+    other_loads: tuple[tuple[Setter, Field], ...]
+    other_saves: tuple[tuple[Getter, Field], ...]
+    other_host_loads: tuple[tuple[Setter, Field], ...]
+    other_host_clears: tuple[Setter, ...]
+    loads_efer: bool
+    host_loads_efer: bool
+    ia32e_guest: bool
+    host_64bit: bool
+
+
+@lru_cache(maxsize=1024)
+def plan_for(fields: frozenset[Field], entry: int, exit1: int, exit2: int) -> Plan:
+    """Return what these controls mean on a CPU that has these fields.
+
+    Parameters
+    ----------
+    fields : frozenset of Field
+        :attr:`vtx.machine.shape.Shape.fields`.
+    entry, exit1, exit2 : int
+        VM-entry controls, primary VM-exit controls, and secondary ones as they act.
+    """
+    words: dict[type, int] = {Entry: entry, Exit1: exit1, Exit2: exit2}
+
+    def applies(when: IntEnum | When | None, row: Conditional) -> bool:
+        if when is None or when is ALWAYS:
+            return when is ALWAYS
+        if when is SUPPORTED:
+            return row.guest in fields
+        return bool(words[type(when)] & when)  # type: ignore[operator]
+
+    loads = [row for row in CONDITIONAL if applies(row.load, row)]
+    saves = [row for row in CONDITIONAL if applies(row.save, row)]
+    host_loads = [row for row in CONDITIONAL if applies(row.host_load, row)]
+    host_clears = [row for row in CONDITIONAL if applies(row.host_clear, row)]
+    saved_msrs = [row.register for row in saves if isinstance(row.register, Msr)]
+    return Plan(
+        loads=tuple((r.register, r.guest) for r in loads if isinstance(r.register, Msr)),
+        saves=tuple(
+            (r.register, r.guest, mask(r.guest)) for r in saves if isinstance(r.register, Msr)
+        ),
+        saved=itemgetter(*saved_msrs),
+        host_loads=tuple(
+            (r.register, r.host) for r in host_loads if isinstance(r.register, Msr) and r.host
+        ),
+        host_clears=tuple(r.register for r in host_clears if isinstance(r.register, Msr)),
+        other_loads=tuple(
+            (_ACCESS[r.register][1], r.guest) for r in loads if not isinstance(r.register, Msr)
+        ),
+        other_saves=tuple(
+            (_ACCESS[r.register][0], r.guest) for r in saves if not isinstance(r.register, Msr)
+        ),
+        other_host_loads=tuple(
+            (_ACCESS[r.register][1], r.host)
+            for r in host_loads
+            if not isinstance(r.register, Msr) and r.host
+        ),
+        other_host_clears=tuple(
+            _ACCESS[r.register][1] for r in host_clears if not isinstance(r.register, Msr)
+        ),
+        loads_efer=bool(entry & Entry.LOAD_IA32_EFER),
+        host_loads_efer=bool(exit1 & Exit1.LOAD_IA32_EFER),
+        ia32e_guest=bool(entry & Entry.IA32E_MODE_GUEST),
+        host_64bit=bool(exit1 & Exit1.HOST_ADDRESS_SPACE_SIZE),
+    )

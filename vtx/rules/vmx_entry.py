@@ -1,0 +1,176 @@
+"""VMLAUNCH and VMRESUME: from the instruction's own conditions to the guest's first instruction.
+
+The numbered comments are the conditions of the instruction reference, in its order; VMRESUME has
+one more than VMLAUNCH, so its numbers stand second.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vtx.errors import VMfailValid
+from vtx.facts.controls import Proc2
+from vtx.facts.exits import ExitReason
+from vtx.facts.fields import Field
+from vtx.facts.instruction_errors import InstructionError
+from vtx.machine.events import GUEST, Event
+from vtx.machine.registers import Interruptibility
+from vtx.machine.vmcs import NO_LINK
+from vtx.rules import check as checks
+from vtx.rules.injection import inject
+from vtx.rules.transitions import entry_failure, load_guest_state
+from vtx.rules.transitions_context import leave_root
+from vtx.rules.transitions_msrs import load_at_entry
+from vtx.rules.transitions_state import Synced
+from vtx.rules.vmx_conditions import without_vmx_instructions
+from vtx.rules.vmx_outcomes import (
+    fail_invalid,
+    fail_valid,
+    general_protection,
+    instruction_exit,
+    invalid_opcode,
+)
+from vtx.rules.vmx_regions import activate
+
+if TYPE_CHECKING:
+    from vtx.machine.exit_information import ExitInformation
+    from vtx.machine.processor import Processor
+    from vtx.machine.vmcs import Vmcs
+
+__all__ = ["vmlaunch", "vmresume"]
+
+_MOV_SS = int(Interruptibility.MOV_SS)
+
+
+def vmlaunch(processor: Processor) -> ExitInformation | None:
+    """VMLAUNCH: enter the guest of the current VMCS for the first time.
+
+    Returns
+    -------
+    ExitInformation or None
+        None: the guest is about to execute. Otherwise a VM exit: if the processor is in VMX
+        non-root operation it is still to be performed (the instruction was executed there, or
+        the delivery of the injected event exits); if not, the entry failed (bit 31 of the exit
+        reason) and host state has been loaded.
+
+    Raises
+    ------
+    GuestFault, VMfailInvalid, VMfailValid
+    """
+    return _enter(processor, "VMLAUNCH", ExitReason.VMLAUNCH)
+
+
+def vmresume(processor: Processor) -> ExitInformation | None:
+    """VMRESUME: enter the guest of the current VMCS again (as :func:`vmlaunch`)."""
+    return _enter(processor, "VMRESUME", ExitReason.VMRESUME)
+
+
+def _enter(processor: Processor, name: str, exit_reason: ExitReason) -> ExitInformation | None:
+    # 1. VMX operation.
+    if not processor.in_vmx:
+        raise invalid_opcode(name, "outside VMX operation")
+    # 2. Protected mode or 64-bit mode.
+    if without_vmx_instructions(processor):
+        raise invalid_opcode(name, "in a mode without VMX")
+    # 3. In VMX non-root operation it exits.
+    if processor.non_root:
+        return instruction_exit(exit_reason)
+    # 4. CPL 0.
+    if processor.regs.cpl:
+        raise general_protection(name, f"at CPL {processor.regs.cpl}")
+    vmcs = processor.vmcs
+    # 5. A current VMCS ...
+    if vmcs is None:
+        raise fail_invalid(processor, name, "there is no current VMCS")
+    # 6. ... that is no shadow VMCS.
+    if vmcs.shadow:
+        raise fail_invalid(processor, name, "the current VMCS is a shadow VMCS")
+    # 7. No blocking by MOV SS.
+    if processor.regs.interruptibility_state & _MOV_SS:
+        error = InstructionError.ENTRY_EVENTS_BLOCKED_BY_MOV_SS
+        raise fail_valid(processor, name, error, check="basic.mov_ss_blocking")
+    if exit_reason is ExitReason.VMLAUNCH:
+        # 8. The launch state must be clear for VMLAUNCH ...
+        if vmcs.launched:
+            error = InstructionError.VMLAUNCH_NON_CLEAR_VMCS
+            raise fail_valid(processor, name, error, check="basic.vmlaunch_launch_state")
+    else:
+        _check_launched(processor, vmcs)
+    return _enter_guest(processor, name, vmcs)
+
+
+def _check_launched(processor: Processor, vmcs: Vmcs) -> None:
+    # 8. ... and launched for VMRESUME, ...
+    if not vmcs.launched:
+        error = InstructionError.VMRESUME_NON_LAUNCHED_VMCS
+        raise fail_valid(processor, "VMRESUME", error, check="basic.vmresume_launch_state")
+    # 9. ... since the last VMXON.
+    if vmcs.session != processor.vmx_session:
+        raise fail_valid(processor, "VMRESUME", InstructionError.VMRESUME_AFTER_VMXOFF)
+
+
+def _enter_guest(processor: Processor, name: str, vmcs: Vmcs) -> ExitInformation | None:
+    """Check, load guest state, inject: the VM entry proper."""
+    # 9/10. Controls, 10/11. host state, 11/12. the executive VMCS of a return from SMM (VMfail);
+    # 12/13. guest state (a failed entry).
+    failure = checks.entry_failure(vmcs, processor)
+    if failure is not None:
+        if failure.error is not None:
+            raise _vmfail(processor, name, failure)
+        return _fail_guest_checks(processor, failure)
+    nmi_blocked = processor.nmi_blocked
+    load_guest_state(processor)
+    known = vmcs.synced
+    assert isinstance(known, Synced)
+    failed = _load_msrs(processor, vmcs, known)
+    if failed is None and processor.pending.machine_check:
+        # 14/15. A machine check during VM entry.
+        processor.pending.machine_check = False
+        failed = ExitReason.ENTRY_FAILURE_MACHINE_CHECK, 0, None
+    if failed is not None:
+        info = entry_failure(processor, *failed)
+        processor.nmi_blocked = nmi_blocked
+        return info
+    return _complete_entry(processor, vmcs, known)
+
+
+def _vmfail(processor: Processor, name: str, failure: checks.Failure) -> VMfailValid:
+    assert failure.error is not None
+    error = InstructionError(failure.error)
+    return fail_valid(processor, name, error, failure.check.rule, failure.check.id)
+
+
+def _fail_guest_checks(processor: Processor, failure: checks.Failure) -> ExitInformation:
+    assert failure.reason is not None
+    reason = ExitReason(failure.reason)
+    return entry_failure(processor, reason, failure.qualification or 0, failure.check.id)
+
+
+def _load_msrs(
+    processor: Processor, vmcs: Vmcs, known: Synced
+) -> tuple[ExitReason, int, str | None] | None:
+    # 13/14. The VM-entry MSR-load area.
+    if not vmcs.values[Field.VM_ENTRY_MSR_LOAD_COUNT]:
+        return None
+    known.fresh = True
+    broken = load_at_entry(processor)
+    if broken is None:
+        return None
+    number, check = broken
+    return ExitReason.ENTRY_FAILURE_MSR_LOADING, number, check.id
+
+
+def _complete_entry(processor: Processor, vmcs: Vmcs, known: Synced) -> ExitInformation | None:
+    """Do what remains once nothing can fail any more: launch state, translation, injection."""
+    if not vmcs.launched:
+        vmcs.launched = True
+        vmcs.session = processor.vmx_session
+    if vmcs.proc2 & Proc2.VMCS_SHADOWING and vmcs.values[Field.VMCS_LINK_POINTER] != NO_LINK:
+        processor.link_vmcs = activate(processor, vmcs.values[Field.VMCS_LINK_POINTER])
+    leave_root(processor, fresh=known.fresh)
+    vmcs.dirty.clear()
+    events = processor.events
+    events.count(Event.VM_ENTRY)
+    info = inject(processor)
+    events.handle(GUEST)
+    return info

@@ -1,0 +1,218 @@
+"""VMREAD and VMWRITE, in VMX root operation and, with VMCS shadowing, in non-root operation.
+
+The numbered comments are the conditions of the instruction reference, in its order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vtx.bits import MASK32
+from vtx.facts.controls import Proc2
+from vtx.facts.exits import ExitReason
+from vtx.facts.fields import ACCESS_HIGH, FIELDS, Area, Field, Width
+from vtx.facts.instruction_errors import InstructionError
+from vtx.machine.events import Event
+from vtx.machine.exit_information import ExitInformation
+from vtx.machine.registers import GPR_NAMES
+from vtx.machine.vmcs import NO_LINK, Vmcs
+from vtx.rules.physical import read_u8
+from vtx.rules.vmx_conditions import without_vmx_instructions
+from vtx.rules.vmx_operands import (
+    MemoryOperand,
+    Operand,
+    RegisterOperand,
+    mode_mask,
+    read_operand,
+    write_memory,
+)
+from vtx.rules.vmx_outcomes import (
+    STATUS_FLAGS,
+    fail_invalid,
+    fail_valid,
+    general_protection,
+    instruction_exit,
+    invalid_opcode,
+)
+
+if TYPE_CHECKING:
+    from vtx.machine.processor import Processor
+    from vtx.machine.shape import Shape
+
+__all__ = ["vmread", "vmwrite"]
+
+_VMREAD, _VMWRITE = Event.VMREAD, Event.VMWRITE
+_FLAGS = ~STATUS_FLAGS
+#: Encodings that access the high half of a 64-bit field, with that field.
+_HIGH: dict[int, Field] = {
+    field | ACCESS_HIGH: field for field, info in FIELDS.items() if info.width is Width.W64
+}
+_READ_ONLY = frozenset(f for f, info in FIELDS.items() if info.area is Area.READ_ONLY)
+_BITMAP_ENCODINGS = 1 << 15
+_WRITE_ANY_FIELD = 29
+
+
+def _exits(
+    processor: Processor, encoding: int, bitmap: Field, reason: ExitReason
+) -> ExitInformation | None:
+    """Return the VM exit of VMREAD or VMWRITE in VMX non-root operation: steps 3 to 5."""
+    assert processor.vmcs is not None
+    # 3. Without VMCS shadowing it does.
+    if not processor.vmcs.proc2 & Proc2.VMCS_SHADOWING:
+        return instruction_exit(reason)
+    # 4. With an encoding beyond 15 bits it does.
+    if encoding >= _BITMAP_ENCODINGS:
+        return instruction_exit(reason)
+    # 5. With its bit set in the bitmap it does.
+    byte = read_u8(processor, processor.vmcs[bitmap] + (encoding >> 3))
+    if byte >> (encoding & 7) & 1:
+        return instruction_exit(reason)
+    return None
+
+
+def _target(processor: Processor) -> Vmcs | None:
+    """Return the VMCS that is accessed: the current one, in non-root operation the linked one."""
+    if not processor.non_root:
+        return processor.vmcs
+    assert processor.vmcs is not None
+    return None if processor.vmcs[Field.VMCS_LINK_POINTER] == NO_LINK else processor.link_vmcs
+
+
+def _is_supported(shape: Shape, encoding: int) -> bool:
+    return encoding in shape.fields or _HIGH.get(encoding) in shape.fields
+
+
+def vmread(
+    processor: Processor,
+    encoding: int,
+    destination: MemoryOperand | RegisterOperand | None = None,
+) -> int | ExitInformation:
+    """VMREAD: read a field.
+
+    Parameters
+    ----------
+    processor : Processor
+        Who executes it.
+    encoding : int
+        The field, or the encoding of its high half (bit 0 set).
+    destination : MemoryOperand or RegisterOperand, optional
+        Where the value goes; None only returns it.
+
+    Returns
+    -------
+    int or ExitInformation
+        The value, of 64 bits in 64-bit mode and 32 bits otherwise; or the VM exit that the
+        instruction causes in VMX non-root operation.
+
+    Raises
+    ------
+    GuestFault, VMfailInvalid, VMfailValid
+    """
+    regs = processor.regs
+    # 1. VMX operation.
+    if not processor.in_vmx:
+        raise invalid_opcode("VMREAD", "outside VMX operation")
+    # 2. Protected mode or 64-bit mode.
+    if without_vmx_instructions(processor):
+        raise invalid_opcode("VMREAD", "in a mode without VMX")
+    if not regs.in_64bit_mode:
+        encoding &= MASK32
+    if processor.non_root:
+        info = _exits(processor, encoding, Field.VMREAD_BITMAP_ADDRESS, ExitReason.VMREAD)
+        if info is not None:
+            return info
+    # 6. CPL 0.
+    if regs.cpl:
+        raise general_protection("VMREAD", f"at CPL {regs.cpl}")
+    vmcs = _target(processor)
+    # 7. A VMCS to read.
+    if vmcs is None:
+        raise fail_invalid(processor, "VMREAD", "there is no VMCS to read")
+    value = _read_field(processor, vmcs, encoding) & mode_mask(processor)
+    # 9. Writing a memory operand may fault.
+    if destination is not None:
+        _store(processor, destination, value)
+    regs.rflags &= _FLAGS
+    if not processor.non_root:
+        processor.events.count(_VMREAD)
+    return value
+
+
+def _read_field(processor: Processor, vmcs: Vmcs, encoding: int) -> int:
+    # 8. A field that the CPU has.
+    if not _is_supported(processor.shape, encoding):
+        why = f"no field of this CPU has encoding {encoding:#x}"
+        raise fail_valid(processor, "VMREAD", InstructionError.UNSUPPORTED_VMCS_COMPONENT, why)
+    return vmcs.values[_HIGH[encoding]] >> 32 if encoding & 1 else vmcs.values[encoding]
+
+
+def _store(processor: Processor, destination: MemoryOperand | RegisterOperand, value: int) -> None:
+    if isinstance(destination, RegisterOperand):
+        setattr(processor.regs, GPR_NAMES[destination.number], value)
+    else:
+        write_memory(processor, destination, value, 8 if processor.regs.in_64bit_mode else 4)
+
+
+def vmwrite(processor: Processor, encoding: int, source: Operand) -> ExitInformation | None:
+    """VMWRITE: write a field.
+
+    Parameters
+    ----------
+    processor : Processor
+        Who executes it.
+    encoding : int
+        The field, or the encoding of its high half (bit 0 set).
+    source : int, MemoryOperand or RegisterOperand
+        The value, or where it is; bits beyond the field's width are ignored.
+
+    Returns
+    -------
+    ExitInformation or None
+        The VM exit that it causes in VMX non-root operation; None after success.
+
+    Raises
+    ------
+    GuestFault, VMfailInvalid, VMfailValid
+    """
+    regs = processor.regs
+    # 1. VMX operation.
+    if not processor.in_vmx:
+        raise invalid_opcode("VMWRITE", "outside VMX operation")
+    # 2. Protected mode or 64-bit mode.
+    if without_vmx_instructions(processor):
+        raise invalid_opcode("VMWRITE", "in a mode without VMX")
+    if not regs.in_64bit_mode:
+        encoding &= MASK32
+    if processor.non_root:
+        info = _exits(processor, encoding, Field.VMWRITE_BITMAP_ADDRESS, ExitReason.VMWRITE)
+        if info is not None:
+            return info
+    # 6. CPL 0.
+    if regs.cpl:
+        raise general_protection("VMWRITE", f"at CPL {regs.cpl}")
+    vmcs = _target(processor)
+    # 7. A VMCS to write.
+    if vmcs is None:
+        raise fail_invalid(processor, "VMWRITE", "there is no VMCS to write")
+    # 8. Reading a memory operand may fault.
+    value = read_operand(processor, source, 8 if regs.in_64bit_mode else 4)
+    _write_field(processor, vmcs, encoding, value & mode_mask(processor))
+    regs.rflags &= _FLAGS
+    if not processor.non_root:
+        processor.events.count(_VMWRITE)
+    return None
+
+
+def _write_field(processor: Processor, vmcs: Vmcs, encoding: int, value: int) -> None:
+    shape = processor.shape
+    # 9. A field that the CPU has.
+    if not _is_supported(shape, encoding):
+        why = f"no field of this CPU has encoding {encoding:#x}"
+        raise fail_valid(processor, "VMWRITE", InstructionError.UNSUPPORTED_VMCS_COMPONENT, why)
+    field = _HIGH.get(encoding, encoding)
+    # 10. Not a read-only field, unless the CPU allows writing those.
+    if field in _READ_ONLY and not shape.misc(_WRITE_ANY_FIELD):
+        raise fail_valid(processor, "VMWRITE", InstructionError.VMWRITE_READ_ONLY_COMPONENT)
+    if encoding & ACCESS_HIGH:
+        value = (value & MASK32) << 32 | vmcs.values[field] & MASK32
+    vmcs[field] = value
