@@ -107,6 +107,7 @@ VM_EXIT_CONTROLS_FOR_MSRS = _section("27.7.2", "VM-Exit Controls for MSRs")
 VM_ENTRY_CONTROLS = _section("27.8.1", "VM-Entry Controls")
 VM_ENTRY_CONTROLS_FOR_MSRS = _section("27.8.2", "VM-Entry Controls for MSRs")
 VM_ENTRY_CONTROLS_FOR_EVENT_INJECTION = _section("27.8.3", "VM-Entry Controls for Event Injection")
+VM_EXIT_INFORMATION_FIELDS = _section("27.9", "VM-Exit Information Fields")
 INFORMATION_FOR_VM_EXITS_DUE_TO_VECTORED_EVENTS = _section(
     "27.9.2", "Information for VM Exits Due to Vectored Events"
 )
@@ -145,6 +146,7 @@ CHANGES_TO_INSTRUCTION_BEHAVIOR_IN_VMX_NON_ROOT_OPERATION = _section(
 )
 EVENT_BLOCKING = _section("28.4.1", "Event Blocking")
 TREATMENT_OF_TASK_SWITCHES = _section("28.4.2", "Treatment of Task Switches")
+SHADOW_STACK_UPDATES = _section("28.4.3", "Shadow-Stack Updates")
 VMX_PREEMPTION_TIMER = _section("28.5.1", "VMX-Preemption Timer")
 MONITOR_TRAP_FLAG = _section("28.5.2", "Monitor Trap Flag")
 VM_FUNCTIONS = _section("28.5.7", "VM Functions")

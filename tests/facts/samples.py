@@ -95,6 +95,67 @@ ENCODINGS = {
 #: Encodings that no source assigns to a field.
 HOLES = (0x2046, 0x2048, 0x2050, 0x282A, 0x282C, 0x2C18, 0x482C, 0x0816, 0x0C0E, 0x6C1E)
 
+#: Footnotes of the appendix: fields that exist only with a control, and some that always do.
+REQUIREMENTS = {
+    "vpid": {"proc2.enable_vpid"},
+    "posted_interrupt_notification_vector": {"pin.process_posted_interrupts"},
+    "eptp_index": {"proc2.ept_violation_ve"},
+    "guest_interrupt_status": {"proc2.virtual_interrupt_delivery"},
+    "pml_index": {"proc2.enable_pml"},
+    "io_bitmap_a": set(),
+    "msr_bitmap": {"proc1.use_msr_bitmaps"},
+    "executive_vmcs_pointer": set(),
+    "pml_address": {"proc2.enable_pml"},
+    "tsc_offset": set(),
+    "virtual_apic_address": {"proc1.use_tpr_shadow"},
+    "apic_access_address": {"proc2.virtualize_apic_accesses"},
+    "posted_interrupt_descriptor_address": {"pin.process_posted_interrupts"},
+    "vm_function_controls": {"proc2.enable_vm_functions"},
+    "ept_pointer": {"proc2.enable_ept"},
+    "eoi_exit_bitmap_2": {"proc2.virtual_interrupt_delivery"},
+    "eptp_list_address": {"vmfunc.eptp_switching"},
+    "vmread_bitmap_address": {"proc2.vmcs_shadowing"},
+    "xss_exiting_bitmap": {"proc2.enable_xsaves_xrstors"},
+    "tsc_multiplier": {"proc2.use_tsc_scaling"},
+    "tertiary_processor_based_controls": {"proc1.activate_tertiary_controls"},
+    "secondary_vm_exit_controls": {"exit1.activate_secondary_controls"},
+    "guest_physical_address": {"proc2.enable_ept"},
+    "vmcs_link_pointer": set(),
+    "guest_ia32_pat": {"entry.load_ia32_pat", "exit1.save_ia32_pat"},
+    "guest_ia32_efer": {"entry.load_ia32_efer", "exit1.save_ia32_efer"},
+    "guest_ia32_perf_global_ctrl": {"entry.load_ia32_perf_global_ctrl"},
+    "guest_pdpte2": {"proc2.enable_ept"},
+    "guest_ia32_bndcfgs": {"entry.load_ia32_bndcfgs", "exit1.clear_ia32_bndcfgs"},
+    "host_ia32_pat": {"exit1.load_ia32_pat"},
+    "host_ia32_efer": {"exit1.load_ia32_efer"},
+    "tpr_threshold": {"proc1.use_tpr_shadow"},
+    "secondary_processor_based_controls": {"proc1.activate_secondary_controls"},
+    "ple_gap": {"proc2.pause_loop_exiting"},
+    "ple_window": {"proc2.pause_loop_exiting"},
+    "vmx_preemption_timer_value": {"pin.activate_vmx_preemption_timer"},
+    "exit_reason": set(),
+    "guest_rip": set(),
+    "guest_ssp": {"entry.load_cet_state"},
+    "host_ssp": {"exit1.load_cet_state"},
+    "host_rip": set(),
+}
+
+#: Exits for which SDM, "Basic VM-Exit Information", lists an exit qualification, ...
+QUALIFIED_EXITS = {
+    0, 4, 5, 9, 14, 19, 21, 22, 23, 25, 27, 28, 29, 30, 32, 36, 44, 45, 46, 47, 48, 50, 53, 54,
+    56, 58, 62, 63, 64, 66, 75, 78, 79,
+}  # fmt: skip
+#: ... those that its other sections give one (failed VM entries, PASID translation), and those
+#: of which only the patches of Linux and Xen tell.
+OTHER_QUALIFIED_EXITS = {33, 34, 72, 73, 80, 81, 84, 85}
+
+#: Instructions whose exits report their length (SDM, "Information for VM Exits Due to
+#: Instruction Execution").
+MEASURED_EXITS = {
+    10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32,
+    36, 39, 40, 46, 47, 50, 51, 53, 54, 55, 57, 58, 59, 60, 61, 63, 64, 65, 67, 68, 69, 76, 77,
+}  # fmt: skip
+
 #: Linux's names of the exit reasons.
 LINUX_EXITS = {
     0: "EXCEPTION_NMI",

@@ -16,7 +16,13 @@ from vtx.facts.exits import (
 )
 from vtx.facts.qualifications import INSTRUCTION_INFORMATION, QUALIFICATIONS, qualification_layout
 
-from .samples import LINUX_EXITS, OTHER_EXITS
+from .samples import (
+    LINUX_EXITS,
+    MEASURED_EXITS,
+    OTHER_EXITS,
+    OTHER_QUALIFIED_EXITS,
+    QUALIFIED_EXITS,
+)
 
 every_exit = pytest.mark.parametrize("info", EXITS.values(), ids=lambda info: info.name)
 
@@ -77,6 +83,22 @@ def test_exits_that_report_a_guest_physical_address() -> None:
     """SDM, "Basic VM-Exit Information": EPT violations, misconfigurations and SPP events."""
     filled = [int(i.reason) for i in EXITS.values() if i.guest_physical_address is Filled.YES]
     assert filled == [48, 49, 66]
+
+
+def test_exits_that_have_a_qualification() -> None:
+    qualified = {int(info.reason) for info in EXITS.values() if info.qualification}
+    assert qualified == QUALIFIED_EXITS | OTHER_QUALIFIED_EXITS
+
+
+def test_exits_that_report_an_instruction_length() -> None:
+    measured = {int(i.reason) for i in EXITS.values() if i.instruction_length is Filled.YES}
+    assert measured == MEASURED_EXITS
+
+
+def test_exits_that_can_interrupt_the_delivery_of_an_event() -> None:
+    """SDM, "Information for VM Exits During Event Delivery"."""
+    possible = {int(info.reason) for info in EXITS.values() if info.idt_vectoring_possible}
+    assert possible == {0, 9, 44, 48, 49, 62, 66}
 
 
 def test_every_layout_is_used_by_an_exit() -> None:

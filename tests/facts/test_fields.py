@@ -25,7 +25,7 @@ from vtx.facts.fields import (
 from vtx.facts.lookup import canonical
 from vtx.facts.qualifications import field_layout
 
-from .samples import ENCODINGS, HOLES
+from .samples import ENCODINGS, HOLES, REQUIREMENTS
 
 every_field = pytest.mark.parametrize("info", FIELDS.values(), ids=lambda info: info.name)
 
@@ -103,6 +103,16 @@ def test_manual_names_are_unique_and_find_their_field() -> None:
 def test_encodings_from_other_sources(name: str, encoding: int) -> None:
     assert find_field(name).field == encoding
     assert find_field(encoding).name == name
+
+
+@pytest.mark.parametrize(("name", "terms"), REQUIREMENTS.items())
+def test_requirements_from_the_footnotes_of_the_appendix(name: str, terms: set[str]) -> None:
+    requires = find_field(name).requires
+    assert {term.strip() for term in (requires or "").split("|")} - {""} == terms
+
+
+def test_a_cpu_without_any_option_has_111_fields() -> None:
+    assert sum(info.requires is None for info in FIELDS.values()) == 111
 
 
 @pytest.mark.parametrize("encoding", HOLES)
