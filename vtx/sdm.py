@@ -62,16 +62,14 @@ def find_section(what: str) -> Section:
 
     Raises
     ------
-    UnknownName
-        The code cites no such section; the nearest titles are given.
+    KeyError
+        The code cites no such section.
     """
     wanted = what.strip().casefold()
     for section in SECTIONS:
         if wanted in (section.number.casefold(), section.title.casefold()):
             return section
-    from vtx.errors import UnknownName
-
-    raise UnknownName("section of the SDM", what, [section.title for section in SECTIONS])
+    raise KeyError(what)
 
 
 # Virtual-Machine Control Structures
