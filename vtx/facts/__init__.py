@@ -10,7 +10,9 @@ Each module is one table, in the manual's order, and can be imported alone:
 `msrs`                 VMX capability MSRs, and the other MSRs that the machine touches
 `layout`               what a row of bits is, and how to decode a value with it
 `qualifications`       bit layouts of the exit qualification and of the information fields
+`sentences`            an exit qualification as a plain sentence
 `ept`                  formats of the EPT paging-structure entries
 `instructions`         the instructions a guest program may name, and what makes them exit
+`lookup`               how names and numbers may be written
 =====================  ==========================================================================
 """

@@ -30,6 +30,7 @@ __all__ = [
     "VmFunction",
     "control_info",
     "find_control",
+    "find_controls",
 ]
 
 
