@@ -61,7 +61,7 @@ def test_every_access_is_checked_against_the_end(address: int, length: int) -> N
 
 def test_a_write_that_reaches_beyond_the_end_writes_nothing() -> None:
     with Memory(SIZE) as memory:
-        with pytest.raises(AddressError, match="beyond the machine's memory of 0x100000 bytes"):
+        with pytest.raises(AddressError, match="beyond the 0x100000 bytes of memory"):
             memory.write(SIZE - 4, b"\xff" * 8)
         assert memory.read(SIZE - 4, 4) == bytes(4)
 
