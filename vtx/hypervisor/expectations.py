@@ -63,7 +63,7 @@ def read_expectations(item: Item | None) -> tuple[Expected, ...]:
     """Read the ``expect`` block of a trace."""
     if item is None:
         return ()
-    keys = (*_READERS, "total_exits", "console", "outcome")
+    keys = (*_READERS, "total_exits", "console", "check", "outcome")
     entries = item.mapping("expect", keys)
     expected: list[Expected] = []
     for key, value in entries.items():
@@ -73,6 +73,8 @@ def read_expectations(item: Item | None) -> tuple[Expected, ...]:
         elif key == "console":
             text = value.value if isinstance(value.value, str) else value.text(key)
             expected.append(Expected(Expectation.CONSOLE, "", text, value.line))
+        elif key == "check":
+            expected.append(Expected(Expectation.CHECK, "", value.text(key), value.line))
         elif key == "outcome":
             outcome = value.choice(key, OUTCOMES)
             expected.append(Expected(Expectation.OUTCOME, "", outcome, value.line))
@@ -100,7 +102,7 @@ def _find_address(name: str) -> int:
     except ValueError:
         address = -1
     if not 0 <= address <= _MOST:
-        raise InputError(f"{name!r} is no guest-physical address", hint="write 0x7000")
+        raise InputError(f"{name!r} is no address in the guest's memory", hint="write 0x7000")
     return address
 
 
@@ -112,12 +114,24 @@ _READERS: Mapping[str, tuple[Expectation, Callable[[str], int | str]]] = {
 }
 
 
-def check_expectations(expectations: tuple[Expected, ...], run: Run) -> tuple[Result, ...]:
-    """Compare a finished run with what its trace expects."""
-    return tuple(_check(expected, run) for expected in expectations)
+def check_expectations(
+    expectations: tuple[Expected, ...], run: Run, read_u64: Callable[[int], int]
+) -> tuple[Result, ...]:
+    """Compare a finished run with what its trace expects.
+
+    Parameters
+    ----------
+    expectations : tuple of Expected
+        Of the trace.
+    run : Run
+        The run.
+    read_u64 : callable
+        Reads 64 bits at an offset into the guest's memory.
+    """
+    return tuple(_check(expected, run, read_u64) for expected in expectations)
 
 
-def _check(expected: Expected, run: Run) -> Result:
+def _check(expected: Expected, run: Run, read_u64: Callable[[int], int]) -> Result:
     key = expected.key
     actual: int | str
     match expected.kind:
@@ -129,11 +143,13 @@ def _check(expected: Expected, run: Run) -> Result:
         case Expectation.REGISTER:
             what, actual = f"register {key}", run.registers[str(key)]
         case Expectation.MEMORY:
-            what, actual = f"memory at {int(key):#x}", run.guest_u64(int(key))
+            what, actual = f"memory at {int(key):#x}", read_u64(int(key))
         case Expectation.FIELD:
             what, actual = Field(int(key)).name, run.vmcs[Field(int(key))]
         case Expectation.CONSOLE:
             what, actual = "console", run.console
+        case Expectation.CHECK:
+            what, actual = "failing check", run.check
         case _:
             what, actual = "outcome", run.outcome
     return Result(what, expected.value, actual, expected.line)

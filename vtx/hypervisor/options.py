@@ -159,6 +159,7 @@ class Expectation(IntEnum):
     FIELD = 4
     CONSOLE = 5
     OUTCOME = 6
+    CHECK = 7
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Segment", "segments_of"]
+__all__ = ["Segment", "length_of", "segments_of"]
 
 #: Code between the references of a stream stands this far behind the code of the listing.
 _INSERTED_OFFSET = 0x8000
+#: Windows of the stream are not longer than this, so that a run can be watched and interrupted.
+_LONGEST_WINDOW = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -132,15 +134,21 @@ class _Builder:
         start, stop = self._bounds(line)
         here = start
         for position, insertion in self._stops(start, stop):
-            if position > here:
-                yield Stream(self.records, here, position, processor=line.processor)
+            for window in self._cut(here, position, line.processor):
+                yield window
                 index += 1
-                here = position
+            here = position
             for step in insertion.operations:
                 yield replace(step, start=step.start + index) if isinstance(step, Loop) else step
             index += len(insertion.operations)
-        if stop > here:
-            yield Stream(self.records, here, stop, processor=line.processor)
+        yield from self._cut(here, stop, line.processor)
+
+    def _cut(self, start: int, stop: int, processor: int) -> Iterator[Stream]:
+        """Return the references from `start` to `stop` in windows of bearable length."""
+        assert self.records is not None
+        for here in range(start, stop, _LONGEST_WINDOW):
+            end = min(here + _LONGEST_WINDOW, stop)
+            yield Stream(self.records, here, end, processor=processor)
 
     def _bounds(self, line: StreamLine) -> tuple[int, int]:
         """Return the window of the stream that a line runs."""
@@ -172,6 +180,20 @@ class _Builder:
             following = _first_from(insertion, position + 1)
             if following is not None:
                 heapq.heappush(queue, (following, order, insertion))
+
+
+def length_of(program: Program) -> int:
+    """Return the steps and references of a program, loops multiplied out."""
+    totals = [0]
+    for operation in program.operations:
+        if isinstance(operation, Loop):
+            body = totals[-1] - totals[operation.start]
+            totals.append(totals[-1] + body * (operation.count - 1))
+        elif isinstance(operation, Stream):
+            totals.append(totals[-1] + operation.stop - operation.start)
+        else:
+            totals.append(totals[-1] + 1)
+    return totals[-1]
 
 
 def _first_from(insertion: Insertion, position: int) -> int | None:

@@ -16,7 +16,7 @@ from vtx.hypervisor.expectations import read_expectations
 from vtx.hypervisor.header import KEYS, read_header
 from vtx.hypervisor.listing import Listing, StreamLine, parse_listing
 from vtx.hypervisor.options import Header
-from vtx.hypervisor.programs import Segment, segments_of
+from vtx.hypervisor.programs import Segment, length_of, segments_of
 from vtx.machine.program import Loop, Operation, Program
 from vtx.profiles.document import Item, parse_document, read_text
 
@@ -106,6 +106,11 @@ class Trace:
                 hint="run it with vtx.replay",
             )
         return self.segments[0].program
+
+    @property
+    def steps(self) -> int:
+        """Steps and references of the program, loops multiplied out, its handlers left out."""
+        return sum(length_of(segment.program) for segment in self.segments)
 
     @property
     def references(self) -> int:
