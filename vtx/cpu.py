@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from vtx.errors import NotSupported, UnhandledExit
+from vtx.errors import NotSupported, UnhandledExit, UsageError
 from vtx.facts.controls import Proc2
 from vtx.facts.fields import FIELDS, Area, Field
 from vtx.machine import image
@@ -298,6 +298,27 @@ class Cpu(Processor):
     def vmresume(self) -> Exit:
         """VMRESUME: enter the guest again (as :meth:`vmlaunch`)."""
         return self._run(vmx_entry.vmresume(self))
+
+    def proceed(self, program: Program | Trace | None = None) -> Exit:
+        """Let the guest go on where its program had ended without a VM exit.
+
+        Parameters
+        ----------
+        program : Program or Trace, optional
+            What it executes from here on.
+
+        Raises
+        ------
+        UsageError
+            The processor is not in VMX non-root operation.
+        EndOfTrace
+            As :meth:`vmlaunch`.
+        """
+        if not self.non_root:
+            raise UsageError("no guest is running; enter it with vmlaunch or vmresume")
+        if program is not None:
+            self.set_program(program)
+        return self._run(None)
 
     def set_program(self, program: Program | Trace) -> None:
         """Let the guest execute `program` from its beginning."""
