@@ -385,14 +385,14 @@ class Mmu:
         lib.vtx_flush_pcid(self._c, context._c, value & 0xFFF if pcide else 0)
 
     def mov_to_cr4(self, context: Context, value: int) -> None:
-        """Invalidate what MOV to CR4 of `value` does; the context still has the old CR4."""
-        old = context.cr4
-        changed = old ^ value
-        if changed & _CR4_PGE or (changed & _CR4_PCIDE and old & _CR4_PCIDE):
+        """Invalidate what MOV to CR4 of `value` does; the context still has the old CR4.
+
+        For PAE and SMEP the manual asks for the mappings of the current PCID; all of the VPID go.
+        """
+        changed = context.cr4 ^ value
+        set_, cleared = changed & value, changed & ~value
+        if changed & (_CR4_PGE | _CR4_PAE) or cleared & _CR4_PCIDE or set_ & _CR4_SMEP:
             lib.vtx_flush_vpid(self._c, context.vpid)
-        elif changed & _CR4_PAE or (changed & _CR4_SMEP and value & _CR4_SMEP):
-            pcid = context.cr3 & 0xFFF if old & _CR4_PCIDE else 0
-            lib.vtx_invpcid(self._c, context._c, 2, pcid, 0)
 
     def mov_to_cr0(self, context: Context, value: int) -> None:
         """Invalidate what MOV to CR0 of `value` does: everything of the VPID if it clears PG."""
