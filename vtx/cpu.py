@@ -6,9 +6,11 @@ The rules decide; here their outcomes become what Python expects: a value, an ex
 
 from __future__ import annotations
 
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from vtx import nonroot
 from vtx.errors import NotSupported, UnhandledExit, UsageError
 from vtx.facts.controls import Proc2
 from vtx.facts.fields import FIELDS, Area, Field
@@ -189,6 +191,7 @@ class Cpu(Processor):
     ) -> None:
         self.machine = machine if machine is not None else Machine._around(self, profile)
         super().__init__(self.machine.shape, self.machine.memory, number, self.machine.events)
+        self._vmread: Any = partial(vmx_fields.vmread, self)
         self.regs = Registers.for_64bit_host(self.shape)
         self.regs.cr3 = image.HOST_PAGE_TABLES
         self.regs.gdtr = TableRegister(image.HOST_GDT, 0xFFFF)
@@ -318,7 +321,7 @@ class Cpu(Processor):
             raise UsageError("no guest is running; enter it with vmlaunch or vmresume")
         if program is not None:
             self.set_program(program)
-        return self._run(None)
+        return self._run(None, entered=False)
 
     def set_program(self, program: Program | Trace) -> None:
         """Let the guest execute `program` from its beginning."""
@@ -418,15 +421,13 @@ class Cpu(Processor):
 
     # ---- Outcomes -----------------------------------------------------------------------------
 
-    def _run(self, info: ExitInformation | None) -> Exit:
+    def _run(self, info: ExitInformation | None, *, entered: bool = True) -> Exit:
         """Run the guest, unless the entry has ended already, and perform its VM exit."""
         if info is None:
-            from vtx import nonroot
-
-            info = nonroot.run(self)
+            info = nonroot.run(self, entered=entered)
         if self.non_root:
             vm_exit(self, info)
-        return Exit(self, info, self.vmread)
+        return Exit(self, info, self._vmread)
 
     def _done(self, info: ExitInformation | None) -> Exit | None:
         """Perform the VM exit that an instruction caused in VMX non-root operation, if any."""

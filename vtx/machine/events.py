@@ -70,16 +70,19 @@ class EventLog:
         How many of the latest exits are kept as records; the counts are always complete.
     """
 
+    #: Counts under the exit reason that is being handled, by :class:`Event`.
+    row: list[int]
+
     def __init__(self, keep_exits: int = 100_000) -> None:
         self.counts: dict[int, list[int]] = {GUEST: [0] * len(Event)}
         self.exits: deque[ExitRecord] = deque(maxlen=keep_exits)
         self.exit_count = 0
         self.reason = GUEST
-        self._row = self.counts[GUEST]
+        self.row = self.counts[GUEST]
 
     def count(self, event: Event, times: int = 1) -> None:
         """Count `event` under the exit reason that is being handled."""
-        self._row[event] += times
+        self.row[event] += times
 
     def handle(self, reason: int) -> None:
         """Count what follows under exit reason `reason` (or :data:`GUEST`)."""
@@ -87,14 +90,14 @@ class EventLog:
         row = self.counts.get(reason)
         if row is None:
             row = self.counts[reason] = [0] * len(Event)
-        self._row = row
+        self.row = row
 
     def vm_exit(self, record: ExitRecord, *, fault: bool) -> None:
         """Count a VM exit and keep its record; what follows belongs to its reason."""
         self.handle(record.reason)
-        self._row[Event.VM_EXIT] += 1
+        self.row[Event.VM_EXIT] += 1
         if fault:
-            self._row[Event.FAULT_EXIT] += 1
+            self.row[Event.FAULT_EXIT] += 1
         self.exit_count += 1
         self.exits.append(record)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vtx.machine.events import EventLog
 from vtx.machine.mmu import Context, Mmu
-from vtx.machine.registers import Registers
+from vtx.machine.registers import Registers, SystemRegisters
 
 if TYPE_CHECKING:
     from vtx.machine.memory import Memory
@@ -95,6 +95,9 @@ class Processor:
         What translation depends on, kept equal to registers and VMCS in VMX non-root operation.
     context_vmcs : Vmcs or None
         Whose guest `context` belongs to.
+    root_system : SystemRegisters or None
+        Values of the system registers under which the processor is known to be in VMX root
+        operation with a current VMCS, at CPL 0 of 64-bit mode: what VMX instructions ask for.
     tsc : int
         Time-stamp counter of the model: it counts guest steps, so that runs repeat exactly.
     delivered : tuple of (int, int or None), or None
@@ -102,6 +105,8 @@ class Processor:
         has seen it.
     pause_loop : tuple of int, or None
         When the first and the last PAUSE of the current loop executed, for PAUSE-loop exiting.
+    apic_write : int or None
+        Offset in the virtual-APIC page that the current instruction has written, if any.
     cursors : list of Cursor
         The guest's program, and on top of it the handlers it is in.
     """
@@ -113,6 +118,9 @@ class Processor:
         self.memory = memory
         self.number = number
         self.events = events if events is not None else EventLog()
+        #: The VMCS fields that the CPU has, and those that VMWRITE may write.
+        self.fields = shape.fields
+        self.writable_fields = shape.writable_fields
         self.regs = Registers()
         self.mmu = Mmu(memory, shape)
         self.context = Context()
@@ -131,6 +139,7 @@ class Processor:
         self.smi_blocked = False
         self.a20m_blocked = False
         self.context_vmcs: Vmcs | None = None
+        self.root_system: SystemRegisters | None = None
         self.vmcs: Vmcs | None = None
         self.link_vmcs: Vmcs | None = None
         self.pending = PendingEvents()
@@ -138,6 +147,7 @@ class Processor:
         self.monitor_armed = False
         self.delivered: tuple[int, int | None] | None = None
         self.pause_loop: tuple[int, int] | None = None
+        self.apic_write: int | None = None
         self.preemption_timer: int | None = None
         self.tsc = 0
         self.steps = 0

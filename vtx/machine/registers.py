@@ -1,15 +1,27 @@
 """The registers of one logical processor (SDM volume 1, "Basic Execution Environment").
 
-Segment and table registers are immutable values: whoever loads one puts a new value in its place,
-so that "has this changed since VM entry?" is a comparison and no register needs a guard.
+Segment and table registers are immutable values: whoever loads one puts a new value in its place.
+So are the system registers together (:class:`SystemRegisters`): VM entry and VM exit exchange them
+as one, and "has the guest changed any?" is a comparison of two references.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vtx.facts.msrs import Msr
+from vtx.machine.register_bits import (
+    UNUSABLE,
+    AccessRights,
+    Activity,
+    Cr0,
+    Cr4,
+    Efer,
+    Interruptibility,
+    Rflags,
+)
 
 if TYPE_CHECKING:
     from vtx.machine.shape import Shape
@@ -24,9 +36,11 @@ __all__ = [
     "Cr4",
     "Efer",
     "Interruptibility",
+    "MsrFile",
     "Registers",
     "Rflags",
     "Segment",
+    "SystemRegisters",
     "TableRegister",
 ]
 
@@ -39,137 +53,6 @@ GPR_NAMES = (
 
 #: Segment registers, LDTR and TR, in the order of their VMCS fields.
 SEGMENT_NAMES = ("es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr")
-
-
-class Cr0(IntEnum):
-    """Bits of CR0 (SDM, "Control Registers"); a member is a mask."""
-
-    __hash__ = int.__hash__
-
-    PE = 1 << 0
-    MP = 1 << 1
-    EM = 1 << 2
-    TS = 1 << 3
-    ET = 1 << 4
-    NE = 1 << 5
-    WP = 1 << 16
-    AM = 1 << 18
-    NW = 1 << 29
-    CD = 1 << 30
-    PG = 1 << 31
-
-
-class Cr4(IntEnum):
-    """Bits of CR4 (SDM, "Control Registers"); a member is a mask."""
-
-    __hash__ = int.__hash__
-
-    VME = 1 << 0
-    PVI = 1 << 1
-    TSD = 1 << 2
-    DE = 1 << 3
-    PSE = 1 << 4
-    PAE = 1 << 5
-    MCE = 1 << 6
-    PGE = 1 << 7
-    PCE = 1 << 8
-    OSFXSR = 1 << 9
-    OSXMMEXCPT = 1 << 10
-    UMIP = 1 << 11
-    LA57 = 1 << 12
-    VMXE = 1 << 13
-    SMXE = 1 << 14
-    FSGSBASE = 1 << 16
-    PCIDE = 1 << 17
-    OSXSAVE = 1 << 18
-    KL = 1 << 19
-    SMEP = 1 << 20
-    SMAP = 1 << 21
-    PKE = 1 << 22
-    CET = 1 << 23
-    PKS = 1 << 24
-    UINTR = 1 << 25
-    LAM_SUP = 1 << 28
-    FRED = 1 << 32
-
-
-class Efer(IntEnum):
-    """Bits of IA32_EFER (SDM, "Extended Feature Enable Register"); a member is a mask."""
-
-    __hash__ = int.__hash__
-
-    SCE = 1 << 0
-    LME = 1 << 8
-    LMA = 1 << 10
-    NXE = 1 << 11
-
-
-class Rflags(IntEnum):
-    """Bits of RFLAGS (SDM, "EFLAGS Register"); a member is a mask, IOPL of two bits."""
-
-    __hash__ = int.__hash__
-
-    CF = 1 << 0
-    RESERVED_1 = 1 << 1
-    PF = 1 << 2
-    AF = 1 << 4
-    ZF = 1 << 6
-    SF = 1 << 7
-    TF = 1 << 8
-    IF = 1 << 9
-    DF = 1 << 10
-    OF = 1 << 11
-    IOPL = 3 << 12
-    NT = 1 << 14
-    RF = 1 << 16
-    VM = 1 << 17
-    AC = 1 << 18
-    VIF = 1 << 19
-    VIP = 1 << 20
-    ID = 1 << 21
-
-
-class AccessRights(IntEnum):
-    """Bits of a segment's access rights as the VMCS holds them; fields of several bits as masks."""
-
-    __hash__ = int.__hash__
-
-    TYPE = 0xF
-    S = 1 << 4
-    DPL = 3 << 5
-    P = 1 << 7
-    AVL = 1 << 12
-    L = 1 << 13
-    DB = 1 << 14
-    G = 1 << 15
-    UNUSABLE = 1 << 16
-
-
-#: Access rights of a segment register that must not be used.
-UNUSABLE = int(AccessRights.UNUSABLE)
-
-
-class Activity(IntEnum):
-    """Activity states (SDM, "Guest Non-Register State")."""
-
-    __hash__ = int.__hash__
-
-    ACTIVE = 0
-    HLT = 1
-    SHUTDOWN = 2
-    WAIT_FOR_SIPI = 3
-
-
-class Interruptibility(IntEnum):
-    """Bits of the interruptibility state (SDM, "Guest Non-Register State"); masks."""
-
-    __hash__ = int.__hash__
-
-    STI = 1 << 0
-    MOV_SS = 1 << 1
-    SMI = 1 << 2
-    NMI = 1 << 3
-    ENCLAVE = 1 << 4
 
 
 class Segment(NamedTuple):
@@ -216,6 +99,81 @@ class TableRegister(NamedTuple):
     limit: int = 0
 
 
+class SystemRegisters(NamedTuple):
+    """The registers that every VM entry and VM exit exchange, whatever the controls say.
+
+    DR7 and SSP are among them although controls decide whether they are loaded: they are exchanged
+    all the same, for what they were before.
+    """
+
+    cr0: int
+    cr3: int
+    cr4: int
+    dr7: int
+    ssp: int
+    es: Segment
+    cs: Segment
+    ss: Segment
+    ds: Segment
+    fs: Segment
+    gs: Segment
+    ldtr: Segment
+    tr: Segment
+    gdtr: TableRegister
+    idtr: TableRegister
+
+
+class MsrFile(dict[int, int]):
+    """MSRs by address; remembers whether any was written.
+
+    Attributes
+    ----------
+    changed : bool
+        Something was written by indexing or by a method of dict; VM entry and VM exit reset it.
+    """
+
+    __slots__ = ("changed",)
+
+    def __init__(self, values: Mapping[Any, int] | Iterable[tuple[int, int]] = ()) -> None:
+        super().__init__(values)
+        self.changed = True
+
+    def __setitem__(self, address: int, value: int) -> None:
+        self.changed = True
+        super().__setitem__(address, value)
+
+    def update(self, *values: Any, **named: Any) -> None:
+        """Write several MSRs."""
+        self.changed = True
+        super().update(*values, **named)
+
+    def pop(self, *arguments: Any) -> Any:
+        """Forget an MSR."""
+        self.changed = True
+        return super().pop(*arguments)
+
+
+_DATA_AFTER_RESET = Segment(0, 0, 0xFFFF, 0x93)
+_TABLE_AFTER_RESET = TableRegister(0, 0xFFFF)
+_AFTER_RESET = SystemRegisters(
+    cr0=Cr0.CD | Cr0.NW | Cr0.ET,
+    cr3=0,
+    cr4=0,
+    dr7=0x400,
+    ssp=0,
+    es=_DATA_AFTER_RESET,
+    cs=Segment(0xF000, 0xFFFF_0000, 0xFFFF, 0x9B),
+    ss=_DATA_AFTER_RESET,
+    ds=_DATA_AFTER_RESET,
+    fs=_DATA_AFTER_RESET,
+    gs=_DATA_AFTER_RESET,
+    ldtr=Segment(0, 0, 0xFFFF, 0x82),
+    tr=Segment(0, 0, 0xFFFF, 0x8B),
+    gdtr=_TABLE_AFTER_RESET,
+    idtr=_TABLE_AFTER_RESET,
+)
+
+
 class Registers:
     """All registers of one logical processor, and its non-register state.
 
@@ -233,7 +191,9 @@ class Registers:
         Likewise.
     pdptes : tuple of int
         The four page-directory-pointer-table entries of PAE paging.
-    msrs : dict of int to int
+    system : SystemRegisters
+        The registers above that VM entry and VM exit exchange, as one value.
+    msrs : MsrFile
         Model-specific registers by address; an address that is missing reads 0.
         IA32_FS_BASE and IA32_GS_BASE are not here: they are the bases of FS and GS
         (:meth:`read_msr` and :meth:`write_msr` know).
@@ -247,21 +207,14 @@ class Registers:
 
     __slots__ = (
         *GPR_NAMES,
-        *SEGMENT_NAMES,
         "activity_state",
-        "cr0",
         "cr2",
-        "cr3",
-        "cr4",
         "cr8",
         "dr0",
         "dr1",
         "dr2",
         "dr3",
         "dr6",
-        "dr7",
-        "gdtr",
-        "idtr",
         "interruptibility_state",
         "msrs",
         "pdptes",
@@ -269,7 +222,7 @@ class Registers:
         "pkru",
         "rflags",
         "rip",
-        "ssp",
+        "system",
         "xcr0",
     )
 
@@ -289,27 +242,36 @@ class Registers:
     r13: int
     r14: int
     r15: int
+    if TYPE_CHECKING:  # properties over `system`, made below
+        cr0: int
+        cr3: int
+        cr4: int
+        dr7: int
+        ssp: int
+        es: Segment
+        cs: Segment
+        ss: Segment
+        ds: Segment
+        fs: Segment
+        gs: Segment
+        ldtr: Segment
+        tr: Segment
+        gdtr: TableRegister
+        idtr: TableRegister
 
     def __init__(self) -> None:
         for name in GPR_NAMES:
             setattr(self, name, 0)
         self.rip = 0xFFF0
         self.rflags = int(Rflags.RESERVED_1)
-        self.cr0 = Cr0.CD | Cr0.NW | Cr0.ET
-        self.cr2 = self.cr3 = self.cr4 = self.cr8 = 0
+        self.system = _AFTER_RESET
+        self.cr2 = self.cr8 = 0
         self.dr0 = self.dr1 = self.dr2 = self.dr3 = 0
         self.dr6 = 0xFFFF_0FF0
-        self.dr7 = 0x400
-        data = Segment(0, 0, 0xFFFF, 0x93)
-        self.es = self.ss = self.ds = self.fs = self.gs = data
-        self.cs = Segment(0xF000, 0xFFFF_0000, 0xFFFF, 0x9B)
-        self.ldtr = Segment(0, 0, 0xFFFF, 0x82)
-        self.tr = Segment(0, 0, 0xFFFF, 0x8B)
-        self.gdtr = self.idtr = TableRegister(0, 0xFFFF)
         self.xcr0 = 1
-        self.pkru = self.ssp = 0
+        self.pkru = 0
         self.pdptes: tuple[int, int, int, int] = (0, 0, 0, 0)
-        self.msrs: dict[int, int] = {Msr.IA32_PAT: 0x0007_0406_0007_0406}
+        self.msrs = MsrFile({Msr.IA32_PAT: 0x0007_0406_0007_0406})
         self.activity_state = 0
         self.interruptibility_state = 0
         self.pending_debug_exceptions = 0
@@ -377,12 +339,12 @@ class Registers:
     @property
     def cpl(self) -> int:
         """Current privilege level: the DPL of SS (SDM, "Guest Register State")."""
-        return self.ss.access_rights >> 5 & 3
+        return self.system.ss.access_rights >> 5 & 3
 
     @property
     def in_protected_mode(self) -> bool:
         """CR0.PE is 1 and the processor is not in virtual-8086 mode."""
-        return bool(self.cr0 & 1) and not self.rflags & 0x2_0000
+        return bool(self.system.cr0 & 1) and not self.rflags & 0x2_0000
 
     @property
     def in_virtual_8086_mode(self) -> bool:
@@ -397,12 +359,12 @@ class Registers:
     @property
     def in_64bit_mode(self) -> bool:
         """IA32_EFER.LMA and CS.L are 1."""
-        return bool(self.cs.access_rights & 0x2000) and self.in_ia32e_mode
+        return bool(self.system.cs.access_rights & 0x2000) and self.in_ia32e_mode
 
     @property
     def in_compatibility_mode(self) -> bool:
         """IA32_EFER.LMA is 1 and CS.L is 0."""
-        return self.in_ia32e_mode and not self.cs.access_rights & 0x2000
+        return self.in_ia32e_mode and not self.system.cs.access_rights & 0x2000
 
     @property
     def uses_pae_paging(self) -> bool:
@@ -414,7 +376,7 @@ class Registers:
         twin = Registers()
         for name in self.__slots__:
             setattr(twin, name, getattr(self, name))
-        twin.msrs = dict(self.msrs)
+        twin.msrs = MsrFile(self.msrs)
         return twin
 
     def as_dict(self) -> dict[str, int]:
@@ -426,3 +388,16 @@ class Registers:
             f"<Registers rip={self.rip:#x} rsp={self.rsp:#x} rflags={self.rflags:#x} "
             f"cr0={self.cr0:#x} cr3={self.cr3:#x} cr4={self.cr4:#x} efer={self.efer:#x}>"
         )
+
+
+def _member(name: str) -> property:
+    """Return the property of :class:`Registers` that reads and replaces a system register."""
+
+    def replace(self: Registers, value: Any) -> None:
+        self.system = self.system._replace(**{name: value})
+
+    return property(attrgetter(f"system.{name}"), replace)
+
+
+for _name in SystemRegisters._fields:
+    setattr(Registers, _name, _member(_name))

@@ -15,7 +15,7 @@ from typing import Any
 from vtx.bits import bit, bits
 from vtx.errors import InputError, UnknownName
 from vtx.facts.controls import GROUPS, Entry, Exit1, Exit2, Pin, Proc1, Proc2, Proc3, VmFunction
-from vtx.facts.fields import FIELDS, Field
+from vtx.facts.fields import FIELDS, Area, Field
 from vtx.facts.msrs import Msr
 
 __all__ = ["PAGE_SIZES", "Shape", "TlbArray", "TlbGeometry"]
@@ -226,6 +226,16 @@ class Shape:
     def fields(self) -> frozenset[Field]:
         """The VMCS fields that exist on this CPU (SDM, "Field Encoding in VMCS")."""
         return frozenset(f for f, info in FIELDS.items() if self._provides(info.requires))
+
+    @cached_property
+    def writable_fields(self) -> frozenset[Field]:
+        """The VMCS fields that VMWRITE may write.
+
+        VM-exit information fields are among them if IA32_VMX_MISC[29] is 1.
+        """
+        if self.misc(29):
+            return self.fields
+        return frozenset(f for f in self.fields if FIELDS[f].area is not Area.READ_ONLY)
 
     def _provides(self, requires: str | None) -> bool:
         """Evaluate the `requires` of a field: alternatives of ``group.control`` or ``cpu:...``."""

@@ -18,7 +18,15 @@ from vtx.machine.registers import Cr0, Cr4, Interruptibility, Rflags
 from vtx.rules.transitions_abort import AbortIndicator, VmxAbort, vmx_abort
 from vtx.rules.transitions_context import enter_root
 from vtx.rules.transitions_msrs import load_at_exit, store_at_exit
-from vtx.rules.transitions_state import Synced, load_guest, load_host, save_guest, synced
+from vtx.rules.transitions_state import (
+    Synced,
+    exchange_for_guest,
+    exchange_for_host,
+    load_guest,
+    load_host,
+    save_guest,
+    synced,
+)
 
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
@@ -34,8 +42,34 @@ _TYPE_NMI = 2 << 8
 _IA32E_MODE_GUEST = 1 << 9
 _NMI = int(Interruptibility.NMI)
 _RF = int(Rflags.RF)
+_VIRTUAL_NMIS = int(Pin.VIRTUAL_NMIS)
+_PREEMPTION_TIMER = int(Pin.ACTIVATE_VMX_PREEMPTION_TIMER)
 _PDPTES = struct.Struct("<4Q")
-_PDPTE_FIELDS = (Field.GUEST_PDPTE0, Field.GUEST_PDPTE1, Field.GUEST_PDPTE2, Field.GUEST_PDPTE3)
+_PDPTE_FIELDS = (
+    Field.GUEST_PDPTE0,
+    Field.GUEST_PDPTE1,
+    Field.GUEST_PDPTE2,
+    Field.GUEST_PDPTE3,
+)
+
+# The fields that every transition touches, under names that need no look-up in a class.
+_GUEST_RIP, _GUEST_RSP, _GUEST_RFLAGS = Field.GUEST_RIP, Field.GUEST_RSP, Field.GUEST_RFLAGS
+_ACTIVITY = Field.GUEST_ACTIVITY_STATE
+_INTERRUPTIBILITY = Field.GUEST_INTERRUPTIBILITY_STATE
+_PENDING_DEBUG = Field.GUEST_PENDING_DEBUG_EXCEPTIONS
+_PIN = Field.PIN_BASED_CONTROLS
+_TIMER_VALUE = Field.VMX_PREEMPTION_TIMER_VALUE
+_HOST_RIP, _HOST_RSP = Field.HOST_RIP, Field.HOST_RSP
+_STORE_COUNT, _LOAD_COUNT = Field.VM_EXIT_MSR_STORE_COUNT, Field.VM_EXIT_MSR_LOAD_COUNT
+_INJECTED = Field.VM_ENTRY_INTERRUPTION_INFORMATION
+_EXIT_REASON, _QUALIFICATION = Field.EXIT_REASON, Field.EXIT_QUALIFICATION
+_LINEAR, _PHYSICAL = Field.GUEST_LINEAR_ADDRESS, Field.GUEST_PHYSICAL_ADDRESS
+_INTERRUPTION = Field.VM_EXIT_INTERRUPTION_INFORMATION
+_INTERRUPTION_CODE = Field.VM_EXIT_INTERRUPTION_ERROR_CODE
+_VECTORING = Field.IDT_VECTORING_INFORMATION
+_VECTORING_CODE = Field.IDT_VECTORING_ERROR_CODE
+_LENGTH = Field.VM_EXIT_INSTRUCTION_LENGTH
+_INFORMATION = Field.VM_EXIT_INSTRUCTION_INFORMATION
 
 #: Exits by an event that the processor finds out during execution, as opposed to an instruction
 #: that it was told to stop at: they cost more.
@@ -59,28 +93,24 @@ def load_guest_state(processor: Processor) -> None:
     """
     vmcs = processor.vmcs
     assert vmcs is not None
+    if not exchange_for_guest(processor, vmcs):
+        load_guest(processor, synced(processor))
     regs = processor.regs
-    load_guest(processor, synced(vmcs, processor.shape))
     values = vmcs.values
-    regs.rip = values[Field.GUEST_RIP]
-    regs.rsp = values[Field.GUEST_RSP]
-    regs.rflags = values[Field.GUEST_RFLAGS]
-    regs.activity_state = values[Field.GUEST_ACTIVITY_STATE]
-    regs.interruptibility_state = values[Field.GUEST_INTERRUPTIBILITY_STATE]
-    regs.pending_debug_exceptions = values[Field.GUEST_PENDING_DEBUG_EXCEPTIONS]
-    if regs.uses_pae_paging:
-        _load_guest_pdptes(processor, vmcs)
-    pin = values[Field.PIN_BASED_CONTROLS]
+    regs.rip = values[_GUEST_RIP]
+    regs.rsp = values[_GUEST_RSP]
+    regs.rflags = values[_GUEST_RFLAGS]
+    regs.activity_state = values[_ACTIVITY]
+    blocking = regs.interruptibility_state = values[_INTERRUPTIBILITY]
+    regs.pending_debug_exceptions = values[_PENDING_DEBUG]
+    pin = values[_PIN]
     # With "virtual NMIs" the bit means virtual-NMI blocking, and NMIs themselves are not blocked.
-    virtual_nmis = pin & Pin.VIRTUAL_NMIS
-    processor.nmi_blocked = not virtual_nmis and bool(regs.interruptibility_state & _NMI)
+    processor.nmi_blocked = bool(blocking & _NMI) and not pin & _VIRTUAL_NMIS
+    processor.preemption_timer = values[_TIMER_VALUE] if pin & _PREEMPTION_TIMER else None
     processor.monitor_armed = False
-    processor.preemption_timer = (
-        values[Field.VMX_PREEMPTION_TIMER_VALUE]
-        if pin & Pin.ACTIVATE_VMX_PREEMPTION_TIMER
-        else None
-    )
     processor.non_root = True
+    if not regs.in_ia32e_mode and regs.uses_pae_paging:
+        _load_guest_pdptes(processor, vmcs)
 
 
 def _load_guest_pdptes(processor: Processor, vmcs: Vmcs) -> None:
@@ -111,93 +141,105 @@ def vm_exit(processor: Processor, info: ExitInformation) -> None:
     vmcs = processor.vmcs
     assert vmcs is not None
     known = vmcs.synced
-    assert isinstance(known, Synced)
+    assert type(known) is Synced
     values = vmcs.values
-    _log_exit(processor, vmcs, info)
+    _log_exit(processor, values, info)
     _record_information(vmcs, info)
-    _save_guest_state(processor, vmcs, known, info)
-    if values[Field.VM_EXIT_MSR_STORE_COUNT]:
+    _save_volatile_state(processor, vmcs, info)
+    if processor.preemption_timer is not None:
+        _stop_preemption_timer(processor, vmcs)
+    stores = values[_STORE_COUNT]
+    exchanged = not stores and exchange_for_host(processor, known)
+    if not exchanged:
+        save_guest(processor, known)
+        _save_by_mode(processor, vmcs)
+    if stores:
         store_at_exit(processor)
     if info.interruption_information & (_VALID | _INTERRUPTION_TYPE) == _VALID | _TYPE_NMI:
         # An NMI that exits blocks further NMIs, but only once the exit is complete.
         processor.nmi_blocked = True
-    _load_host_state(processor, known)
-    if values[Field.VM_EXIT_MSR_LOAD_COUNT]:
+    _load_host_state(processor, known, exchanged=exchanged)
+    if values[_LOAD_COUNT]:
         load_at_exit(processor)
 
 
-def _log_exit(processor: Processor, vmcs: Vmcs, info: ExitInformation) -> None:
-    injected = vmcs.values[Field.VM_ENTRY_INTERRUPTION_INFORMATION]
+def _log_exit(processor: Processor, values: dict[int, int], info: ExitInformation) -> None:
+    injected = values[_INJECTED]
+    events = processor.events
     reason = info.reason
-    processor.events.vm_exit(
-        ExitRecord(
-            processor.events.exit_count,
-            processor.number,
-            processor.steps,
-            reason,
-            info.qualification,
-            processor.regs.rip,
-            info.guest_physical_address,
-            injected if injected & _VALID else 0,
-        ),
-        fault=reason in _FAULT_EXITS,
+    record = ExitRecord(
+        events.exit_count,
+        processor.number,
+        processor.steps,
+        reason,
+        info.qualification,
+        processor.regs.rip,
+        info.guest_physical_address,
+        injected if injected & _VALID else 0,
     )
+    events.vm_exit(record, fault=reason in _FAULT_EXITS)
 
 
 def _record_information(vmcs: Vmcs, info: ExitInformation) -> None:
     """Write the VM-exit information fields (SDM, "Recording VM-Exit Information ...")."""
     values = vmcs.values
-    values[Field.EXIT_REASON] = info.reason | info.exit_reason_bits
-    values[Field.EXIT_QUALIFICATION] = info.qualification
-    values[Field.GUEST_LINEAR_ADDRESS] = info.guest_linear_address
-    values[Field.GUEST_PHYSICAL_ADDRESS] = info.guest_physical_address
-    values[Field.VM_EXIT_INTERRUPTION_INFORMATION] = info.interruption_information
-    values[Field.VM_EXIT_INTERRUPTION_ERROR_CODE] = info.interruption_error_code
-    values[Field.IDT_VECTORING_INFORMATION] = info.idt_vectoring_information
-    values[Field.IDT_VECTORING_ERROR_CODE] = info.idt_vectoring_error_code
-    values[Field.VM_EXIT_INSTRUCTION_LENGTH] = info.instruction_length
-    values[Field.VM_EXIT_INSTRUCTION_INFORMATION] = info.instruction_information
-    injected = values[Field.VM_ENTRY_INTERRUPTION_INFORMATION]
+    values[_EXIT_REASON] = info.reason | info.exit_reason_bits
+    values[_QUALIFICATION] = info.qualification
+    values[_LINEAR] = info.guest_linear_address
+    values[_PHYSICAL] = info.guest_physical_address
+    values[_INTERRUPTION] = info.interruption_information
+    values[_INTERRUPTION_CODE] = info.interruption_error_code
+    values[_VECTORING] = info.idt_vectoring_information
+    values[_VECTORING_CODE] = info.idt_vectoring_error_code
+    values[_LENGTH] = info.instruction_length
+    values[_INFORMATION] = info.instruction_information
+    injected = values[_INJECTED]
     if injected & _VALID:
         # The event was delivered, or is now in the IDT-vectoring information.
-        vmcs[Field.VM_ENTRY_INTERRUPTION_INFORMATION] = injected & ~_VALID
+        vmcs[_INJECTED] = injected & ~_VALID
 
 
-def _save_guest_state(
-    processor: Processor, vmcs: Vmcs, known: Synced, info: ExitInformation
-) -> None:
-    """Save what changed since VM entry (SDM, "Saving Guest State")."""
+def _save_volatile_state(processor: Processor, vmcs: Vmcs, info: ExitInformation) -> None:
+    """Save what changes from exit to exit: RIP, RSP, RFLAGS, non-register state."""
     regs = processor.regs
     values = vmcs.values
-    save_guest(processor, known)
+    changed = vmcs.dirty.add
+    if values[_GUEST_RIP] != regs.rip:
+        values[_GUEST_RIP] = regs.rip
+        changed(_GUEST_RIP)
+    if values[_GUEST_RSP] != regs.rsp:
+        values[_GUEST_RSP] = regs.rsp
+        changed(_GUEST_RSP)
     rflags = regs.rflags
     if info.resume_flag is not None:
-        rflags = rflags | _RF if info.resume_flag else rflags & ~_RF
+        rflags = rflags & ~_RF | (_RF if info.resume_flag else 0)
+    if values[_GUEST_RFLAGS] != rflags:
+        values[_GUEST_RFLAGS] = rflags
+        changed(_GUEST_RFLAGS)
+    if values[_ACTIVITY] != regs.activity_state:
+        values[_ACTIVITY] = regs.activity_state
+        changed(_ACTIVITY)
+    if values[_INTERRUPTIBILITY] != regs.interruptibility_state:
+        values[_INTERRUPTIBILITY] = regs.interruptibility_state
+        changed(_INTERRUPTIBILITY)
     pending = info.pending_debug_exceptions
     if pending is None:
         pending = regs.pending_debug_exceptions
-    dirty = vmcs.dirty
-    for field, value in (
-        (Field.GUEST_RIP, regs.rip),
-        (Field.GUEST_RSP, regs.rsp),
-        (Field.GUEST_RFLAGS, rflags),
-        (Field.GUEST_ACTIVITY_STATE, regs.activity_state),
-        (Field.GUEST_INTERRUPTIBILITY_STATE, regs.interruptibility_state),
-        (Field.GUEST_PENDING_DEBUG_EXCEPTIONS, pending),
-    ):
-        if values[field] != value:
-            values[field] = value
-            dirty.add(field)
-    _save_by_control(processor, vmcs)
+    if values[_PENDING_DEBUG] != pending:
+        values[_PENDING_DEBUG] = pending
+        changed(_PENDING_DEBUG)
 
 
-def _save_by_control(processor: Processor, vmcs: Vmcs) -> None:
-    """Save what is saved on some conditions only: timer, PDPTEs, IA-32e mode."""
+def _stop_preemption_timer(processor: Processor, vmcs: Vmcs) -> None:
+    if vmcs.exit1 & Exit1.SAVE_VMX_PREEMPTION_TIMER_VALUE:
+        assert processor.preemption_timer is not None
+        vmcs[_TIMER_VALUE] = processor.preemption_timer
+    processor.preemption_timer = None
+
+
+def _save_by_mode(processor: Processor, vmcs: Vmcs) -> None:
+    """Save what depends on the guest's mode: its PDPTEs, and "IA-32e mode guest"."""
     regs = processor.regs
-    if processor.preemption_timer is not None:
-        if vmcs.exit1 & Exit1.SAVE_VMX_PREEMPTION_TIMER_VALUE:
-            vmcs[Field.VMX_PREEMPTION_TIMER_VALUE] = processor.preemption_timer
-        processor.preemption_timer = None
     in_ia32e_mode = regs.in_ia32e_mode
     if not in_ia32e_mode and regs.uses_pae_paging and vmcs.proc2 & Proc2.ENABLE_EPT:
         for field, entry in zip(_PDPTE_FIELDS, regs.pdptes, strict=True):
@@ -208,23 +250,26 @@ def _save_by_control(processor: Processor, vmcs: Vmcs) -> None:
         vmcs[Field.VM_ENTRY_CONTROLS] = entry_controls ^ _IA32E_MODE_GUEST
 
 
-def _load_host_state(processor: Processor, known: Synced) -> None:
+def _load_host_state(processor: Processor, known: Synced, *, exchanged: bool) -> None:
     """Load host state, and enter VMX root operation (SDM, "Loading Host State")."""
     vmcs = processor.vmcs
     assert vmcs is not None
     regs = processor.regs
     values = vmcs.values
-    if not known.plan.host_64bit:
-        _prepare_for_32bit_host(processor, vmcs)
-    load_host(processor, known)
-    regs.rip = values[Field.HOST_RIP]
-    regs.rsp = values[Field.HOST_RSP]
+    if not exchanged:
+        if not known.plan.host_64bit:
+            _prepare_for_32bit_host(processor, vmcs)
+        load_host(processor, known)
+    regs.rip = values[_HOST_RIP]
+    regs.rsp = values[_HOST_RSP]
     regs.rflags = 2
     regs.activity_state = 0
     regs.interruptibility_state = 0
     regs.pending_debug_exceptions = 0
     processor.monitor_armed = False
     processor.non_root = False
+    # CPL 0 in 64-bit mode, with CR0.PE 1: what VMX instructions ask for.
+    processor.root_system = regs.system if known.plan.host_64bit else None
     enter_root(processor)
 
 
@@ -274,7 +319,8 @@ def entry_failure(
     values[Field.EXIT_REASON] = reason | ENTRY_FAILURE
     values[Field.EXIT_QUALIFICATION] = qualification
     processor.preemption_timer = None
-    _load_host_state(processor, synced(vmcs, processor.shape))
+    processor.context_vmcs = None
+    _load_host_state(processor, synced(processor), exchanged=False)
     if values[Field.VM_EXIT_MSR_LOAD_COUNT]:
         load_at_exit(processor)
     return info

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["CONTEXT_FIELDS", "enter_root", "leave_root", "root_context", "translate"]
 
 _EFER, _PKRS = int(Msr.IA32_EFER), int(Msr.IA32_PKRS)
-_SMAP = int(Cr4.SMAP)
+_SMAP_OR_PKE = Cr4.SMAP | Cr4.PKE
+_ENABLE_VPID, _ENABLE_PML = int(Proc2.ENABLE_VPID), int(Proc2.ENABLE_PML)
 _GP, _PF = 13, 14
 
 #: Controls that translation depends on.
@@ -58,9 +59,11 @@ def leave_root(processor: Processor, *, fresh: bool) -> None:
     if fresh or processor.context_vmcs is not vmcs:
         _fill(processor, vmcs)
         processor.context_vmcs = vmcs
-    elif processor.regs.cr4 & _SMAP:
+    elif processor.regs.cr4 & _SMAP_OR_PKE:
+        # RFLAGS.AC and PKRU are not among what makes an entry a fresh one.
         processor.context.rflags = processor.regs.rflags
-    if not vmcs.proc2 & Proc2.ENABLE_VPID:
+        processor.context.pkru = processor.regs.pkru
+    if not vmcs.proc2 & _ENABLE_VPID:
         processor.mmu.flush_vpid(0)
 
 
@@ -87,9 +90,9 @@ def enter_root(processor: Processor) -> None:
     vmcs = processor.vmcs
     assert vmcs is not None
     controls = vmcs.proc2
-    if not controls & Proc2.ENABLE_VPID:
+    if not controls & _ENABLE_VPID:
         processor.mmu.flush_vpid(0)
-    if controls & Proc2.ENABLE_PML and processor.context_vmcs is vmcs:
+    if controls & _ENABLE_PML and processor.context_vmcs is vmcs:
         vmcs.values[Field.PML_INDEX] = processor.context.pml_index
 
 

@@ -1,18 +1,28 @@
 """Moving register state between a VMCS and the registers, as the transition table says.
 
 A VMCS remembers in :class:`Synced` which registers its guest-state and host-state fields stand
-for. A transition therefore moves what changed since the last one: the table's rows in full only
-after a VMWRITE to one of their fields, or after the guest changed one of their registers.
+for. As long as no field of them is written and neither the guest nor the VMM changes a register, a
+transition exchanges one value for another (:func:`exchange_for_guest`, :func:`exchange_for_host`);
+otherwise it goes through the rows of the table (:func:`load_guest`, :func:`save_guest`,
+:func:`load_host`).
 """
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from vtx.facts.fields import Field
 from vtx.facts.msrs import Msr
-from vtx.machine.registers import UNUSABLE, AccessRights, Cr0, Cr4, Efer, Segment, TableRegister
+from vtx.machine.registers import (
+    UNUSABLE,
+    AccessRights,
+    Cr0,
+    Cr4,
+    Efer,
+    Segment,
+    SystemRegisters,
+    TableRegister,
+)
 from vtx.rules.transitions_context import CONTEXT_FIELDS
 from vtx.rules.transitions_table import (
     BANK,
@@ -26,14 +36,20 @@ from vtx.rules.transitions_table import (
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
     from vtx.machine.registers import Registers
-    from vtx.machine.shape import Shape
     from vtx.machine.vmcs import Vmcs
 
-__all__ = ["Synced", "load_guest", "load_host", "save_guest", "synced"]
+__all__ = [
+    "Synced",
+    "exchange_for_guest",
+    "exchange_for_host",
+    "load_guest",
+    "load_host",
+    "save_guest",
+    "synced",
+]
 
-#: The registers of :data:`~vtx.rules.transitions_table.BANK`, in its order.
-BankValues = tuple[Any, ...]
-_read_bank = attrgetter(*(row.name for row in BANK))
+#: Fields that transitions look at only after they were written.
+_REMEMBERED = PLAN_FIELDS | GUEST_FIELDS | HOST_FIELDS | CONTEXT_FIELDS
 
 #: CR0: ET, reserved bits 15:6, 17 and 28:19, NW and CD are the processor's own: VM entry does not
 #: load them, and VM exit does not either (nor 63:32, which are always 0).
@@ -42,7 +58,6 @@ _CR0_KEPT = Cr0.ET | Cr0.NW | Cr0.CD | 0x1FFA_FFC0
 _RIGHTS = 0x1_F0FF
 _LMA, _LME = int(Efer.LMA), int(Efer.LME)
 _EFER = int(Msr.IA32_EFER)
-
 #: Segment registers whose base loses bits 63:32 when they are unusable.
 _SHORT_BASES = frozenset({"es", "ss", "ds"})
 
@@ -54,6 +69,11 @@ _HOST_DATA = 0xC093
 _HOST_TSS = 0x8B
 _HOST_TSS_LIMIT = 0x67
 _HOST_TABLE_LIMIT = 0xFFFF
+_HOST_DR7 = 0x400
+
+
+_BANK_FIELDS: dict[str, tuple[Field, ...]] = {row.name: row.fields for row in BANK}
+_NOTHING = (None,) * len(SystemRegisters._fields)
 
 
 class Synced:
@@ -63,77 +83,187 @@ class Synced:
     ----------
     plan : Plan
         What the controls of the last entry mean.
-    bank : tuple or None
-        Registers of the table's bank that the guest-state fields stand for; None: unknown.
+    guest : SystemRegisters or None
+        What VM entry loads, as long as the guest-state fields stay as they are; None: unknown.
     exact : bool
-        Saving `bank` would leave the fields as they are.
-    msrs : dict of int to int
+        Saving `guest` would leave the fields as they are.
+    guest_msrs : dict of int to int
         MSRs that VM entry loads, with the values of their fields.
     saved : tuple of int or None
         MSRs that VM exit saves, as they were when they and their fields last agreed.
-    host_bank : tuple or None
-        Registers that a VM exit loads; None: the host-state fields changed since.
+    host : SystemRegisters or None
+        What VM exit loads, as long as the host-state fields stay as they are; None: unknown.
     host_msrs : dict of int to int
         MSRs that a VM exit loads or clears.
+    paired : bool
+        The last VM exit left `host` and `host_msrs`, and an entry from there arrives at `guest`.
+    to_guest, to_host : dict of int to int
+        The MSRs that differ between the two.
     fresh : bool
         The VM entry under way may load other registers or controls than the last one saved.
     """
 
-    __slots__ = ("bank", "exact", "fresh", "host_bank", "host_msrs", "msrs", "plan", "saved")
+    __slots__ = (
+        "exact",
+        "fresh",
+        "guest",
+        "guest_msrs",
+        "host",
+        "host_msrs",
+        "paired",
+        "plan",
+        "saved",
+        "to_guest",
+        "to_host",
+    )
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.fresh = True
-        self.bank: BankValues | None = None
+        self.guest: SystemRegisters | None = None
         self.exact = False
-        self.msrs: dict[int, int] = {}
+        self.guest_msrs: dict[int, int] = {}
         self.saved: tuple[int, ...] | None = None
-        self.host_bank: BankValues | None = None
+        self.host: SystemRegisters | None = None
         self.host_msrs: dict[int, int] = {}
+        self.paired = False
+        self.to_guest: dict[int, int] = {}
+        self.to_host: dict[int, int] = {}
+        self.fresh = True
 
 
-def _plan(vmcs: Vmcs, shape: Shape) -> Plan:
-    return plan_for(shape.fields, vmcs.entry, vmcs.exit1, vmcs.exit2)
+def synced(processor: Processor) -> Synced:
+    """Return what the current VMCS has in common with the registers, without what software wrote.
 
-
-def synced(vmcs: Vmcs, shape: Shape) -> Synced:
-    """Return what `vmcs` has in common with the registers, after forgetting what software wrote.
-
-    To be called when VM entry begins to use the VMCS: what `vmcs.dirty` holds is accounted for.
+    To be called when VM entry begins to use the VMCS: what its `dirty` holds is accounted for.
     """
+    vmcs = processor.vmcs
+    assert vmcs is not None
     known = vmcs.synced
-    if not isinstance(known, Synced):
-        known = vmcs.synced = Synced(_plan(vmcs, shape))
-        return known
     dirty = vmcs.dirty
-    if not dirty.isdisjoint(PLAN_FIELDS):
-        known = vmcs.synced = Synced(_plan(vmcs, shape))
+    if not isinstance(known, Synced) or not dirty.isdisjoint(PLAN_FIELDS):
+        plan = plan_for(processor.shape.fields, vmcs.entry, vmcs.exit1, vmcs.exit2)
+        known = vmcs.synced = Synced(plan)
         return known
+    known.paired = False
     known.fresh = not (known.plan.loads_efer and dirty.isdisjoint(CONTEXT_FIELDS))
     if not dirty.isdisjoint(GUEST_FIELDS):
-        known.bank = None
+        known.guest = None
         known.fresh = True
     if not dirty.isdisjoint(HOST_FIELDS):
-        known.host_bank = None
+        known.host = None
     return known
+
+
+# ---- Transitions like the one before -----------------------------------------------------------
+
+
+def exchange_for_guest(processor: Processor, vmcs: Vmcs) -> bool:
+    """Load guest state if it is known what that comes to; return whether it was.
+
+    That is so if the last VM exit was from this VMCS, and since then neither a field that
+    transitions remember was written, nor a register changed.
+    """
+    known = vmcs.synced
+    regs = processor.regs
+    if (
+        type(known) is not Synced
+        or not known.paired
+        or regs.system is not known.host
+        or regs.msrs.changed
+        or processor.context_vmcs is not vmcs
+        or not vmcs.dirty.isdisjoint(_REMEMBERED)
+    ):
+        return False
+    assert known.guest is not None
+    regs.system = known.guest
+    if known.to_guest:
+        dict.update(regs.msrs, known.to_guest)
+    known.fresh = False
+    return True
+
+
+def exchange_for_host(processor: Processor, known: Synced) -> bool:
+    """Save guest state and load host state if the guest changed none; return whether it was so."""
+    regs = processor.regs
+    if not known.paired or regs.system is not known.guest or regs.msrs.changed:
+        return False
+    assert known.host is not None
+    regs.system = known.host
+    if known.to_host:
+        dict.update(regs.msrs, known.to_host)
+    return True
+
+
+def _pair(regs: Registers, known: Synced) -> None:
+    """Find out, after a VM exit, whether the next transitions can be exchanges."""
+    guest, host, plan = known.guest, known.host, known.plan
+    msrs = regs.msrs
+    known.paired = (
+        plan.repeats
+        and guest is not None
+        and known.exact
+        and ("dr7" in plan.system_loads or guest.dr7 == _HOST_DR7)
+        and ("ssp" in plan.system_loads or guest.ssp == regs.ssp)
+    )
+    if known.paired:
+        known.to_guest = {m: v for m, v in known.guest_msrs.items() if msrs.get(m) != v}
+        in_guest = dict(msrs) | known.to_guest
+        known.to_host = {m: v for m, v in known.host_msrs.items() if in_guest.get(m) != v}
+    msrs.changed = False
+    assert host is not None
+    regs.system = host
 
 
 # ---- Loading guest state (VM entry) ----------------------------------------------------------
 
 
-def _guest_bank(values: dict[int, int], cr0: int) -> BankValues:
-    """Return the bank that the guest-state fields describe; `cr0` is the register's value now."""
-    bank: list[Any] = []
+def load_guest(processor: Processor, known: Synced) -> None:
+    """Load the guest-state area into the registers (SDM, "Loading Guest State").
+
+    RIP, RSP, RFLAGS and the non-register state are not loaded here.
+    """
+    regs = processor.regs
+    vmcs = processor.vmcs
+    assert vmcs is not None
+    values = vmcs.values
+    plan = known.plan
+    guest = _guest_system(values, plan, regs.system)
+    if guest != known.guest:
+        known.guest = guest
+        known.fresh = True
+    known.exact = _is_exact(values, plan, guest)
+    known.guest_msrs = {msr: values[field] for msr, field in plan.loads}
+    known.saved = None
+    regs.system = known.guest
+    msrs = regs.msrs
+    for msr, _, _ in plan.saves:
+        # A register that is saved but not loaded keeps what it has: it must only exist.
+        msrs.setdefault(msr, 0)
+    if not plan.loads_efer:
+        _load_efer_mode(regs, plan)
+    msrs.update(known.guest_msrs)
+    for put, field in plan.other_loads:
+        put(regs, values[field])
+
+
+def _guest_system(values: dict[int, int], plan: Plan, now: SystemRegisters) -> SystemRegisters:
+    """Return the system registers that VM entry loads, `now` being those of the host."""
+    loaded: dict[str, Any] = {}
     for row in BANK:
         parts = [values[field] for field in row.fields]
         if len(parts) == 1:
-            bank.append(parts[0])
+            loaded[row.name] = parts[0]
         elif len(parts) == 2:
-            bank.append(TableRegister(*parts))
+            loaded[row.name] = TableRegister(*parts)
         else:
-            bank.append(_guest_segment(row.name, Segment(*parts)))
-    bank[0] = bank[0] & ~_CR0_KEPT | cr0 & _CR0_KEPT
-    return tuple(bank)
+            loaded[row.name] = _guest_segment(row.name, Segment(*parts))
+    loaded["cr0"] = loaded["cr0"] & ~_CR0_KEPT | now.cr0 & _CR0_KEPT
+    for name, field in plan.system_loads.items():
+        loaded[name] = values[field]
+    if "dr7" in loaded:
+        # Bits 12 and 15:14 become 0 and bit 10 becomes 1, whatever the field says.
+        loaded["dr7"] = loaded["dr7"] & 0xFFFF_2FFF | 0x400
+    return now._replace(**loaded)
 
 
 def _guest_segment(name: str, segment: Segment) -> Segment:
@@ -151,71 +281,35 @@ def _guest_segment(name: str, segment: Segment) -> Segment:
     return segment._replace(base=base, access_rights=rights)
 
 
-def _set_bank(regs: Registers, bank: BankValues) -> None:
-    (
-        regs.cr0,
-        regs.cr3,
-        regs.cr4,
-        regs.es,
-        regs.cs,
-        regs.ss,
-        regs.ds,
-        regs.fs,
-        regs.gs,
-        regs.ldtr,
-        regs.tr,
-        regs.gdtr,
-        regs.idtr,
-    ) = bank
-
-
-def load_guest(processor: Processor, known: Synced) -> None:
-    """Load the guest-state area into the registers (SDM, "Loading Guest State").
-
-    RIP, RSP, RFLAGS and the non-register state are not loaded here.
-    """
-    regs = processor.regs
-    vmcs = processor.vmcs
-    assert vmcs is not None
-    values = vmcs.values
-    plan = known.plan
-    bank = known.bank
-    if bank is None or (bank[0] ^ regs.cr0) & _CR0_KEPT:
-        bank = known.bank = _guest_bank(values, regs.cr0)
-        known.exact = _is_exact(values, bank)
-        known.msrs = {msr: values[field] for msr, field in plan.loads}
-        known.saved = None
-        known.fresh = True
-    _set_bank(regs, bank)
-    msrs = regs.msrs
-    if not plan.loads_efer:
-        _load_efer_mode(regs, plan)
-    msrs.update(known.msrs)
-    for put, field in plan.other_loads:
-        put(regs, values[field])
-    if known.saved is None:
-        # A register that is saved but not loaded keeps what it has: it must only exist.
-        for msr, _, _ in plan.saves:
-            msrs.setdefault(msr, 0)
-
-
 def _load_efer_mode(regs: Registers, plan: Plan) -> None:
     """Set LMA, and LME if the guest uses paging, to "IA-32e mode guest" (no "load IA32_EFER")."""
-    efer = regs.msrs.get(_EFER, 0) & ~_LMA
+    efer = regs.efer & ~_LMA
     if regs.cr0 & Cr0.PG:
         efer &= ~_LME
         if plan.ia32e_guest:
             efer |= _LME
-    regs.msrs[_EFER] = efer | _LMA if plan.ia32e_guest else efer
+    regs.efer = efer | _LMA if plan.ia32e_guest else efer
 
 
-def _is_exact(values: dict[int, int], bank: BankValues) -> bool:
-    """Tell whether the fields already hold what saving `bank` would write."""
-    for row, register in zip(BANK, bank, strict=True):
-        parts = register if isinstance(register, tuple) else (register,)
-        if any(values[field] != part for field, part in zip(row.fields, parts, strict=True)):
-            return False
-    return True
+def _saved_fields(plan: Plan, system: SystemRegisters) -> dict[Field, int]:
+    """Return the fields that VM exit writes for these system registers."""
+    fields: dict[Field, int] = {}
+    for row in BANK:
+        register = getattr(system, row.name)
+        if len(row.fields) == 1:
+            fields[row.fields[0]] = register
+        else:
+            fields.update(zip(row.fields, register, strict=True))
+            if len(row.fields) == 4:
+                fields[row.fields[3]] &= _RIGHTS
+    for name, field in plan.system_saves.items():
+        fields[field] = getattr(system, name)
+    return fields
+
+
+def _is_exact(values: dict[int, int], plan: Plan, system: SystemRegisters) -> bool:
+    """Tell whether the fields already hold what saving `system` would write, and load again so."""
+    return all(values[field] == value for field, value in _saved_fields(plan, system).items())
 
 
 # ---- Saving guest state (VM exit) ------------------------------------------------------------
@@ -235,38 +329,51 @@ def save_guest(processor: Processor, known: Synced) -> None:
     regs = processor.regs
     vmcs = processor.vmcs
     assert vmcs is not None
-    bank = _read_bank(regs)
-    if bank != known.bank or not known.exact:
-        _save_bank(vmcs, known, bank)
     plan = known.plan
+    system = regs.system
+    if system is not known.guest or not known.exact:
+        _save_system(vmcs, known, system)
     saved = plan.saved(regs.msrs)
     if saved != known.saved:
         for (_, field, width), value in zip(plan.saves, saved, strict=True):
             _put(vmcs, field, value & width)
         known.saved = saved
-        known.msrs = {msr: vmcs.values[field] for msr, field in plan.loads}
+        known.guest_msrs = {msr: vmcs.values[field] for msr, field in plan.loads}
     for get, field in plan.other_saves:
         _put(vmcs, field, get(regs))
 
 
-def _save_bank(vmcs: Vmcs, known: Synced, bank: BankValues) -> None:
-    old = known.bank if known.exact and known.bank is not None else (None,) * len(bank)
-    known.bank, known.exact = bank, True
-    for row, register, before in zip(BANK, bank, old, strict=True):
-        if register is before or register == before:
-            continue
-        if not isinstance(register, tuple):
-            _put(vmcs, row.fields[0], register)
-        elif len(register) == 2:
-            for field, part in zip(row.fields, register, strict=True):
-                _put(vmcs, field, part)
-        else:
-            if register[3] & ~_RIGHTS:
-                # Reserved access rights are saved as 0, so the next entry loads another value.
-                known.bank = None
-            for field, part in zip(row.fields[:3], register[:3], strict=True):
-                _put(vmcs, field, part)
-            _put(vmcs, row.fields[3], register[3] & _RIGHTS)
+def _save_system(vmcs: Vmcs, known: Synced, system: SystemRegisters) -> None:
+    """Save the system registers that changed, and find out whether an entry loads just them."""
+    before = known.guest if known.exact and known.guest is not None else _NOTHING
+    loads_same = True
+    for name, old in zip(SystemRegisters._fields, before, strict=True):
+        register = getattr(system, name)
+        if register is not old:
+            loads_same &= _save_register(vmcs, known.plan, name, register)
+    known.guest = system if loads_same else None
+    known.exact = loads_same
+
+
+def _save_register(vmcs: Vmcs, plan: Plan, name: str, register: Any) -> bool:
+    """Save one system register; return whether VM entry would load it again just so."""
+    fields = _BANK_FIELDS.get(name)
+    if fields is None:
+        field = plan.system_saves.get(name)
+        if field is None:
+            # Loaded but not saved: the next entry loads what the field still holds.
+            return name not in plan.system_loads
+        _put(vmcs, field, register)
+        return True
+    if len(fields) == 1:
+        _put(vmcs, fields[0], register)
+        return True
+    for field, part in zip(fields, register, strict=True):
+        _put(vmcs, field, part)
+    if len(fields) == 4:
+        _put(vmcs, fields[3], register.access_rights & _RIGHTS)
+        return bool(_guest_segment(name, register) == register)
+    return True
 
 
 # ---- Loading host state (VM exit) ------------------------------------------------------------
@@ -282,23 +389,18 @@ def load_host(processor: Processor, known: Synced) -> None:
     assert vmcs is not None
     values = vmcs.values
     plan = known.plan
-    bank = known.host_bank
-    if bank is None or (bank[0] ^ regs.cr0) & _CR0_KEPT:
-        bank = known.host_bank = _host_bank(values, plan, regs.cr0)
-        host_msrs: dict[int, int] = dict.fromkeys(plan.host_clears, 0)
-        host_msrs.update((msr, values[field]) for msr, field in plan.host_loads)
-        if plan.host_loads_efer:
-            host_msrs[_EFER] = _with_host_mode(host_msrs[_EFER], plan)
-        known.host_msrs = host_msrs
-    _set_bank(regs, bank)
-    regs.msrs.update(known.host_msrs)
-    if not plan.host_loads_efer:
-        regs.msrs[_EFER] = _with_host_mode(regs.msrs.get(_EFER, 0), plan)
-    regs.dr7 = 0x400
-    for put, field in plan.other_host_loads:
-        put(regs, values[field])
+    host = known.host
+    if host is None or (host.cr0 ^ regs.cr0) & _CR0_KEPT or "ssp" not in plan.system_host_loads:
+        host = known.host = _host_system(values, plan, regs.system)
+    host_msrs: dict[int, int] = dict.fromkeys(plan.host_clears, 0)
+    host_msrs.update((msr, values[field]) for msr, field in plan.host_loads)
+    host_msrs[_EFER] = _with_host_mode(host_msrs.get(_EFER, regs.efer), plan)
+    known.host_msrs = host_msrs
+    regs.msrs.update(host_msrs)
     for put in plan.other_host_clears:
         put(regs, 0)
+    regs.system = host
+    _pair(regs, known)
 
 
 def _with_host_mode(efer: int, plan: Plan) -> int:
@@ -306,29 +408,31 @@ def _with_host_mode(efer: int, plan: Plan) -> int:
     return efer | _LMA | _LME if plan.host_64bit else efer & ~_LMA & ~_LME
 
 
-def _host_bank(values: dict[int, int], plan: Plan, cr0: int) -> BankValues:
-    """Return the bank that the host-state fields describe; `cr0` is the register's value now."""
+def _host_system(values: dict[int, int], plan: Plan, now: SystemRegisters) -> SystemRegisters:
+    """Return the system registers that VM exit loads, `now` being those of the guest."""
     # Bits that VMX operation fixes are as in the field: VM entry has checked that.
-    new_cr0 = values[Field.HOST_CR0] & ~_CR0_KEPT & 0xFFFF_FFFF | cr0 & _CR0_KEPT
+    cr0 = values[Field.HOST_CR0] & ~_CR0_KEPT & 0xFFFF_FFFF | now.cr0 & _CR0_KEPT
     cr4 = values[Field.HOST_CR4]
     cr4 = cr4 | Cr4.PAE if plan.host_64bit else cr4 & ~Cr4.PCIDE & ~Cr4.FRED
+    ssp = plan.system_host_loads.get("ssp")
     code = _HOST_CODE_64 if plan.host_64bit else _HOST_CODE_32
-    return (
-        new_cr0,
-        values[Field.HOST_CR3],
-        cr4,
-        _host_data(values[Field.HOST_ES_SELECTOR]),
-        Segment(values[Field.HOST_CS_SELECTOR], 0, _FLAT_LIMIT, code),
-        _host_data(values[Field.HOST_SS_SELECTOR]),
-        _host_data(values[Field.HOST_DS_SELECTOR]),
-        _host_data(values[Field.HOST_FS_SELECTOR], values[Field.HOST_FS_BASE]),
-        _host_data(values[Field.HOST_GS_SELECTOR], values[Field.HOST_GS_BASE]),
-        Segment(0, 0, 0, UNUSABLE),
-        Segment(
-            values[Field.HOST_TR_SELECTOR], values[Field.HOST_TR_BASE], _HOST_TSS_LIMIT, _HOST_TSS
-        ),
-        TableRegister(values[Field.HOST_GDTR_BASE], _HOST_TABLE_LIMIT),
-        TableRegister(values[Field.HOST_IDTR_BASE], _HOST_TABLE_LIMIT),
+    tr = values[Field.HOST_TR_SELECTOR], values[Field.HOST_TR_BASE]
+    return SystemRegisters(
+        cr0=cr0,
+        cr3=values[Field.HOST_CR3],
+        cr4=cr4,
+        dr7=_HOST_DR7,
+        ssp=now.ssp if ssp is None else values[ssp],
+        es=_host_data(values[Field.HOST_ES_SELECTOR]),
+        cs=Segment(values[Field.HOST_CS_SELECTOR], 0, _FLAT_LIMIT, code),
+        ss=_host_data(values[Field.HOST_SS_SELECTOR]),
+        ds=_host_data(values[Field.HOST_DS_SELECTOR]),
+        fs=_host_data(values[Field.HOST_FS_SELECTOR], values[Field.HOST_FS_BASE]),
+        gs=_host_data(values[Field.HOST_GS_SELECTOR], values[Field.HOST_GS_BASE]),
+        ldtr=Segment(0, 0, 0, UNUSABLE),
+        tr=Segment(*tr, _HOST_TSS_LIMIT, _HOST_TSS),
+        gdtr=TableRegister(values[Field.HOST_GDTR_BASE], _HOST_TABLE_LIMIT),
+        idtr=TableRegister(values[Field.HOST_IDTR_BASE], _HOST_TABLE_LIMIT),
     )
 
 

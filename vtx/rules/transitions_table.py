@@ -16,7 +16,7 @@ from typing import NamedTuple
 from vtx.facts.controls import Entry, Exit1, Exit2
 from vtx.facts.fields import Field, mask
 from vtx.facts.msrs import Msr
-from vtx.machine.registers import SEGMENT_NAMES, Registers
+from vtx.machine.registers import SEGMENT_NAMES, Registers, SystemRegisters
 
 __all__ = [
     "ALWAYS",
@@ -262,11 +262,6 @@ GUEST_FIELDS = frozenset(f for row in BANK for f in row.fields) | frozenset(
 HOST_FIELDS = frozenset(f for f in Field if f.name.startswith("HOST_"))
 
 
-def _set_dr7(regs: Registers, value: int) -> None:
-    """Load DR7: bits 12 and 15:14 become 0 and bit 10 becomes 1, whatever the field says."""
-    regs.dr7 = value & 0xFFFF_2FFF | 0x400
-
-
 def _get_uinv(regs: Registers) -> int:
     return regs.msrs.get(Msr.IA32_UINTR_MISC, 0) >> 32 & 0xFF
 
@@ -276,21 +271,7 @@ def _set_uinv(regs: Registers, value: int) -> None:
     regs.msrs[Msr.IA32_UINTR_MISC] = rest | (value & 0xFF) << 32
 
 
-def _get_dr7(regs: Registers) -> int:
-    return regs.dr7
-
-
-def _get_ssp(regs: Registers) -> int:
-    return regs.ssp
-
-
-def _set_ssp(regs: Registers, value: int) -> None:
-    regs.ssp = value
-
-
 _ACCESS: dict[str, tuple[Callable[[Registers], int], Callable[[Registers, int], None]]] = {
-    "dr7": (_get_dr7, _set_dr7),
-    "ssp": (_get_ssp, _set_ssp),
     "uinv": (_get_uinv, _set_uinv),
 }
 
@@ -313,12 +294,17 @@ class Plan(NamedTuple):
         MSRs that VM exit loads.
     host_clears : tuple of Msr
         MSRs that VM exit clears.
-    other_loads, other_saves, other_host_loads, other_host_clears
-        The same for registers that are not MSRs, with how to reach them.
+    system_loads, system_saves, system_host_loads : dict of str to Field
+        The same for :class:`~vtx.machine.registers.SystemRegisters` (DR7 and SSP).
+    other_loads, other_saves, other_host_clears
+        The same for what is neither, with how to reach it.
     loads_efer, host_loads_efer : bool
         Whether entry and exit load all of IA32_EFER.
     ia32e_guest, host_64bit : bool
         "IA-32e mode guest", "host address-space size".
+    repeats : bool
+        What entry and exit load does not depend on what was there before: as long as nothing
+        changes, one transition is like the one before.
     """
 
     loads: tuple[tuple[Msr, Field], ...]
@@ -326,14 +312,33 @@ class Plan(NamedTuple):
     saved: Callable[[dict[int, int]], tuple[int, ...]]
     host_loads: tuple[tuple[Msr, Field], ...]
     host_clears: tuple[Msr, ...]
+    system_loads: dict[str, Field]
+    system_saves: dict[str, Field]
+    system_host_loads: dict[str, Field]
     other_loads: tuple[tuple[Setter, Field], ...]
     other_saves: tuple[tuple[Getter, Field], ...]
-    other_host_loads: tuple[tuple[Setter, Field], ...]
     other_host_clears: tuple[Setter, ...]
     loads_efer: bool
     host_loads_efer: bool
     ia32e_guest: bool
     host_64bit: bool
+    repeats: bool
+
+
+Pair = tuple[Msr | str, Field]
+
+
+def _msrs(pairs: list[Pair]) -> tuple[tuple[Msr, Field], ...]:
+    return tuple((register, field) for register, field in pairs if isinstance(register, Msr))
+
+
+def _system(pairs: list[Pair]) -> dict[str, Field]:
+    names = SystemRegisters._fields
+    return {str(register): field for register, field in pairs if register in names}
+
+
+def _others(pairs: list[Pair]) -> list[tuple[str, Field]]:
+    return [(register, field) for register, field in pairs if register in _ACCESS]
 
 
 @lru_cache(maxsize=1024)
@@ -352,41 +357,37 @@ def plan_for(fields: frozenset[Field], entry: int, exit1: int, exit2: int) -> Pl
     def applies(when: IntEnum | When | None, row: Conditional) -> bool:
         if when is None or when is ALWAYS:
             return when is ALWAYS
-        if when is SUPPORTED:
+        if isinstance(when, When):
             return row.guest in fields
-        return bool(words[type(when)] & when)  # type: ignore[operator]
+        return bool(words[type(when)] & when)
 
-    loads = [row for row in CONDITIONAL if applies(row.load, row)]
-    saves = [row for row in CONDITIONAL if applies(row.save, row)]
-    host_loads = [row for row in CONDITIONAL if applies(row.host_load, row)]
-    host_clears = [row for row in CONDITIONAL if applies(row.host_clear, row)]
-    saved_msrs = [row.register for row in saves if isinstance(row.register, Msr)]
+    loads: list[Pair] = [(r.register, r.guest) for r in CONDITIONAL if applies(r.load, r)]
+    saves: list[Pair] = [(r.register, r.guest) for r in CONDITIONAL if applies(r.save, r)]
+    host_loads: list[Pair] = [
+        (r.register, r.host) for r in CONDITIONAL if applies(r.host_load, r) and r.host
+    ]
+    host_clears: list[Pair] = [
+        (r.register, r.guest) for r in CONDITIONAL if applies(r.host_clear, r)
+    ]
+    loads_efer = bool(entry & Entry.LOAD_IA32_EFER)
+    host_loads_efer = bool(exit1 & Exit1.LOAD_IA32_EFER)
     return Plan(
-        loads=tuple((r.register, r.guest) for r in loads if isinstance(r.register, Msr)),
-        saves=tuple(
-            (r.register, r.guest, mask(r.guest)) for r in saves if isinstance(r.register, Msr)
-        ),
-        saved=itemgetter(*saved_msrs),
-        host_loads=tuple(
-            (r.register, r.host) for r in host_loads if isinstance(r.register, Msr) and r.host
-        ),
-        host_clears=tuple(r.register for r in host_clears if isinstance(r.register, Msr)),
-        other_loads=tuple(
-            (_ACCESS[r.register][1], r.guest) for r in loads if not isinstance(r.register, Msr)
-        ),
-        other_saves=tuple(
-            (_ACCESS[r.register][0], r.guest) for r in saves if not isinstance(r.register, Msr)
-        ),
-        other_host_loads=tuple(
-            (_ACCESS[r.register][1], r.host)
-            for r in host_loads
-            if not isinstance(r.register, Msr) and r.host
-        ),
-        other_host_clears=tuple(
-            _ACCESS[r.register][1] for r in host_clears if not isinstance(r.register, Msr)
-        ),
-        loads_efer=bool(entry & Entry.LOAD_IA32_EFER),
-        host_loads_efer=bool(exit1 & Exit1.LOAD_IA32_EFER),
+        loads=_msrs(loads),
+        saves=tuple((msr, field, mask(field)) for msr, field in _msrs(saves)),
+        saved=itemgetter(*(msr for msr, _ in _msrs(saves))),
+        host_loads=_msrs(host_loads),
+        host_clears=tuple(msr for msr, _ in _msrs(host_clears)),
+        system_loads=_system(loads),
+        system_saves=_system(saves),
+        system_host_loads=_system(host_loads),
+        other_loads=tuple((_ACCESS[name][1], field) for name, field in _others(loads)),
+        other_saves=tuple((_ACCESS[name][0], field) for name, field in _others(saves)),
+        other_host_clears=tuple(_ACCESS[name][1] for name, _ in _others(host_clears)),
+        loads_efer=loads_efer,
+        host_loads_efer=host_loads_efer,
         ia32e_guest=bool(entry & Entry.IA32E_MODE_GUEST),
         host_64bit=bool(exit1 & Exit1.HOST_ADDRESS_SPACE_SIZE),
+        repeats=loads_efer
+        and host_loads_efer
+        and not (_others(loads) or _others(saves) or _others(host_clears)),
     )

@@ -66,6 +66,32 @@ def vmresume(processor: Processor) -> ExitInformation | None:
 
 
 def _enter(processor: Processor, name: str, exit_reason: ExitReason) -> ExitInformation | None:
+    vmcs = processor.vmcs
+    if (
+        processor.regs.system is not processor.root_system
+        or vmcs is None
+        or vmcs.shadow
+        or processor.regs.interruptibility_state & _MOV_SS
+    ):
+        info = _check_instruction(processor, name, exit_reason)
+        if info is not None:
+            return info
+        vmcs = processor.vmcs
+        assert vmcs is not None
+    if exit_reason is ExitReason.VMLAUNCH:
+        # 8. The launch state must be clear for VMLAUNCH ...
+        if vmcs.launched:
+            error = InstructionError.VMLAUNCH_NON_CLEAR_VMCS
+            raise fail_valid(processor, name, error, check="basic.vmlaunch_launch_state")
+    elif not vmcs.launched or vmcs.session != processor.vmx_session:
+        raise _not_launched(processor, vmcs)
+    return _enter_guest(processor, name, vmcs)
+
+
+def _check_instruction(
+    processor: Processor, name: str, exit_reason: ExitReason
+) -> ExitInformation | None:
+    """Make the instruction's own conditions before the launch state; return its VM exit, if any."""
     # 1. VMX operation.
     if not processor.in_vmx:
         raise invalid_opcode(name, "outside VMX operation")
@@ -89,24 +115,16 @@ def _enter(processor: Processor, name: str, exit_reason: ExitReason) -> ExitInfo
     if processor.regs.interruptibility_state & _MOV_SS:
         error = InstructionError.ENTRY_EVENTS_BLOCKED_BY_MOV_SS
         raise fail_valid(processor, name, error, check="basic.mov_ss_blocking")
-    if exit_reason is ExitReason.VMLAUNCH:
-        # 8. The launch state must be clear for VMLAUNCH ...
-        if vmcs.launched:
-            error = InstructionError.VMLAUNCH_NON_CLEAR_VMCS
-            raise fail_valid(processor, name, error, check="basic.vmlaunch_launch_state")
-    else:
-        _check_launched(processor, vmcs)
-    return _enter_guest(processor, name, vmcs)
+    return None
 
 
-def _check_launched(processor: Processor, vmcs: Vmcs) -> None:
+def _not_launched(processor: Processor, vmcs: Vmcs) -> VMfailValid:
     # 8. ... and launched for VMRESUME, ...
     if not vmcs.launched:
         error = InstructionError.VMRESUME_NON_LAUNCHED_VMCS
-        raise fail_valid(processor, "VMRESUME", error, check="basic.vmresume_launch_state")
+        return fail_valid(processor, "VMRESUME", error, check="basic.vmresume_launch_state")
     # 9. ... since the last VMXON.
-    if vmcs.session != processor.vmx_session:
-        raise fail_valid(processor, "VMRESUME", InstructionError.VMRESUME_AFTER_VMXOFF)
+    return fail_valid(processor, "VMRESUME", InstructionError.VMRESUME_AFTER_VMXOFF)
 
 
 def _enter_guest(processor: Processor, name: str, vmcs: Vmcs) -> ExitInformation | None:

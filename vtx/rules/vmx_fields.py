@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vtx.bits import MASK32
 from vtx.facts.controls import Proc2
 from vtx.facts.exits import ExitReason
-from vtx.facts.fields import ACCESS_HIGH, FIELDS, Area, Field, Width
+from vtx.facts.fields import ACCESS_HIGH, FIELDS, Field, Width, mask
 from vtx.facts.instruction_errors import InstructionError
 from vtx.machine.events import Event
 from vtx.machine.exit_information import ExitInformation
@@ -47,9 +47,8 @@ _FLAGS = ~STATUS_FLAGS
 _HIGH: dict[int, Field] = {
     field | ACCESS_HIGH: field for field, info in FIELDS.items() if info.width is Width.W64
 }
-_READ_ONLY = frozenset(f for f, info in FIELDS.items() if info.area is Area.READ_ONLY)
+_MASKS: dict[int, int] = {field: mask(field) for field in FIELDS}
 _BITMAP_ENCODINGS = 1 << 15
-_WRITE_ANY_FIELD = 29
 
 
 def _exits(
@@ -108,6 +107,22 @@ def vmread(
     ------
     GuestFault, VMfailInvalid, VMfailValid
     """
+    regs = processor.regs
+    if regs.system is processor.root_system and encoding in processor.fields:
+        # Conditions 1 to 8 are known to be met.
+        value = processor.vmcs.values[encoding]  # type: ignore[union-attr]
+        if destination is not None:
+            _store(processor, destination, value)
+        regs.rflags &= _FLAGS
+        processor.events.row[_VMREAD] += 1
+        return value
+    return _vmread(processor, encoding, destination)
+
+
+def _vmread(
+    processor: Processor, encoding: int, destination: MemoryOperand | RegisterOperand | None
+) -> int | ExitInformation:
+    """VMREAD step by step."""
     regs = processor.regs
     # 1. VMX operation.
     if not processor.in_vmx:
@@ -175,6 +190,24 @@ def vmwrite(processor: Processor, encoding: int, source: Operand) -> ExitInforma
     GuestFault, VMfailInvalid, VMfailValid
     """
     regs = processor.regs
+    if (
+        regs.system is processor.root_system
+        and encoding in processor.writable_fields
+        and source.__class__ is int
+    ):
+        # Conditions 1 to 10 are known to be met.
+        vmcs = processor.vmcs
+        vmcs.values[encoding] = source & _MASKS[encoding]  # type: ignore[union-attr]
+        vmcs.dirty.add(encoding)  # type: ignore[union-attr]
+        regs.rflags &= _FLAGS
+        processor.events.row[_VMWRITE] += 1
+        return None
+    return _vmwrite(processor, encoding, source)
+
+
+def _vmwrite(processor: Processor, encoding: int, source: Operand) -> ExitInformation | None:
+    """VMWRITE step by step."""
+    regs = processor.regs
     # 1. VMX operation.
     if not processor.in_vmx:
         raise invalid_opcode("VMWRITE", "outside VMX operation")
@@ -210,8 +243,8 @@ def _write_field(processor: Processor, vmcs: Vmcs, encoding: int, value: int) ->
         why = f"no field of this CPU has encoding {encoding:#x}"
         raise fail_valid(processor, "VMWRITE", InstructionError.UNSUPPORTED_VMCS_COMPONENT, why)
     field = _HIGH.get(encoding, encoding)
-    # 10. Not a read-only field, unless the CPU allows writing those.
-    if field in _READ_ONLY and not shape.misc(_WRITE_ANY_FIELD):
+    # 10. Not a read-only field, unless the CPU allows writing those (IA32_VMX_MISC[29]).
+    if field not in shape.writable_fields:
         raise fail_valid(processor, "VMWRITE", InstructionError.VMWRITE_READ_ONLY_COMPONENT)
     if encoding & ACCESS_HIGH:
         value = (value & MASK32) << 32 | vmcs.values[field] & MASK32

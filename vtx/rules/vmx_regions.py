@@ -59,6 +59,7 @@ def write_back(processor: Processor) -> None:
     processor.active_vmcss.clear()
     processor.current_vmcs_pointer = NO_VMCS
     processor.vmcs = None
+    processor.root_system = None
 
 
 def _write_region(processor: Processor, address: int, vmcs: Vmcs) -> None:
@@ -121,6 +122,7 @@ def _clear(processor: Processor, address: int) -> None:
     if address == processor.current_vmcs_pointer:
         processor.current_vmcs_pointer = NO_VMCS
         processor.vmcs = None
+        processor.root_system = None
 
 
 def vmptrld(processor: Processor, operand: Operand) -> ExitInformation | None:
