@@ -246,7 +246,7 @@ Operation = Instruction | Loop | Stream
 DemandPaging = Callable[["Processor", int, int], bool]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """What one guest executes.
 
@@ -311,12 +311,36 @@ class Cursor:
         Completed iterations of each unfinished loop, by the index of its :class:`Loop`.
     reached : bool
         The step put its values into registers; executing it again does not repeat that.
+    vector : int or None
+        Of the event that this is the handler of; None for the guest's program itself.
+    error_code_bytes : int
+        Bytes of the error code on the handler's stack, which its IRET drops.
+    address : int or None
+        What RIP was when the run loop last stood here; None before it has been here.
+    page_fault : tuple of int, or None
+        Linear address and error code that the guest kernel's demand paging has yet to handle.
     """
 
-    __slots__ = ("index", "iterations", "program", "reached", "record")
+    __slots__ = (
+        "address",
+        "error_code_bytes",
+        "index",
+        "iterations",
+        "page_fault",
+        "program",
+        "reached",
+        "record",
+        "vector",
+    )
 
-    def __init__(self, program: Program) -> None:
+    def __init__(
+        self, program: Program, vector: int | None = None, error_code: int | None = None
+    ) -> None:
         self.program = program
+        self.vector = vector
+        self.error_code_bytes = 0 if error_code is None else 8
+        self.page_fault: tuple[int, int] | None = None
+        self.address: int | None = None
         self.index = 0
         self.record = 0
         self.reached = False

@@ -1,0 +1,242 @@
+"""The way through the guest's IDT in IA-32e mode.
+
+SDM, "Exception and Interrupt Handling in 64-bit Mode". Nothing in the
+registers changes until every access has succeeded, so that a fault leaves the guest where the event
+found it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from vtx.bits import bit, is_canonical
+from vtx.errors import GuestFault, NotSupported
+from vtx.machine.registers import AccessRights, Efer, Rflags, Segment
+from vtx.rules.execution_context import refresh
+from vtx.rules.execution_memory import read, write
+from vtx.rules.injected import EventType
+
+if TYPE_CHECKING:
+    from vtx.machine.processor import Processor
+    from vtx.rules.delivery import Event
+
+__all__ = ["Descriptor", "code_segment", "read_descriptor", "through_idt"]
+
+_TS, _NP, _SS, _GP = 10, 11, 12, 13
+_GATE_BYTES = 16
+_INTERRUPT_GATE, _TRAP_GATE = 14, 15
+_IN_IDT = 2
+#: Offsets into the 64-bit TSS (SDM, "Task Management in 64-bit Mode").
+_TSS_RSP0, _TSS_IST1 = 4, 36
+_CLEARED = Rflags.TF | Rflags.NT | Rflags.RF | Rflags.VM
+#: Access rights of SS when it becomes null on the way to a more privileged stack.
+_NULL_SS_RIGHTS = int(AccessRights.UNUSABLE)
+
+
+class _Gate(NamedTuple):
+    offset: int
+    selector: int
+    ist: int
+    kind: int
+    dpl: int
+    present: int
+
+
+class Descriptor(NamedTuple):
+    """A code- or data-segment descriptor.
+
+    Attributes
+    ----------
+    value : int
+        Its 8 bytes.
+    address : int
+        Linear address it stands at.
+    """
+
+    value: int
+    address: int
+
+    @property
+    def rights(self) -> int:
+        """Access rights in the format of the VMCS."""
+        return self.value >> 40 & 0xF0FF
+
+    @property
+    def dpl(self) -> int:
+        """Descriptor privilege level."""
+        return self.value >> 45 & 3
+
+    def segment(self, selector: int) -> Segment:
+        """Return the segment register that loading it gives."""
+        limit = self.value & 0xFFFF | self.value >> 32 & 0xF_0000
+        if bit(self.value, 55):
+            limit = limit << 12 | 0xFFF
+        base = self.value >> 16 & 0xFF_FFFF | self.value >> 32 & 0xFF00_0000
+        return Segment(selector, base, limit, self.rights | AccessRights.P)
+
+
+def through_idt(processor: Processor, event: Event, rf: int) -> None:
+    """Take the guest to the first instruction of the handler of `event`.
+
+    Parameters
+    ----------
+    processor : Processor
+        In VMX non-root operation, the guest in IA-32e mode.
+    event : Event
+        What is delivered.
+    rf : int
+        RF of the RFLAGS image on the stack.
+
+    Raises
+    ------
+    GuestFault
+        A fault during delivery.
+    ExitTaken
+        A VM exit during delivery.
+    NotSupported
+        The guest is not in IA-32e mode.
+    """
+    regs = processor.regs
+    if not regs.efer & Efer.LMA:
+        raise NotSupported(
+            "events are delivered to guests in IA-32e mode only: this guest runs in "
+            + ("protected mode without IA-32e" if regs.cr0 & 1 else "real-address mode")
+        )
+    gate = _checked_gate(processor, event)
+    code = code_segment(processor, gate.selector, event.external)
+    cpl = regs.cpl
+    conforming = bool(code.value >> 40 & 4)
+    new_cpl = cpl if conforming else code.dpl
+    stack = _stack_pointer(processor, gate, new_cpl, event)
+    frame = _frame(processor, event, rf)
+    if not is_canonical(gate.offset, processor.shape.linear_bits):
+        raise GuestFault(_GP, event.external, "the handler's address is not canonical")
+    _push(processor, stack, frame, new_cpl)
+    _mark_accessed(processor, code)
+    regs.rsp = stack - len(frame)
+    regs.rip = gate.offset
+    regs.cs = code.segment(gate.selector & ~3 | new_cpl)
+    if new_cpl != cpl:
+        regs.ss = Segment(new_cpl, 0, 0, _NULL_SS_RIGHTS | new_cpl << 5)
+    regs.rflags &= ~_CLEARED
+    if gate.kind == _INTERRUPT_GATE:
+        regs.rflags &= ~Rflags.IF
+    refresh(processor)
+
+
+def _checked_gate(processor: Processor, event: Event) -> _Gate:
+    """Read the event's gate and check it, in the manual's order."""
+    regs = processor.regs
+    error = event.vector << 3 | _IN_IDT | event.external
+    offset = event.vector * _GATE_BYTES
+    if offset + _GATE_BYTES - 1 > regs.idtr.limit:
+        raise GuestFault(_GP, error, f"vector {event.vector} is beyond the IDT")
+    raw = read(processor, regs.idtr.base + offset, _GATE_BYTES, supervisor=True, delivery=True)
+    gate = _decode_gate(int.from_bytes(raw, "little"))
+    if gate.kind not in (_INTERRUPT_GATE, _TRAP_GATE):
+        raise GuestFault(_GP, error, f"gate {event.vector} is no 64-bit interrupt or trap gate")
+    checks_dpl = event.type in (EventType.SOFTWARE_INTERRUPT, EventType.SOFTWARE_EXCEPTION)
+    if checks_dpl and gate.dpl < regs.cpl:
+        raise GuestFault(_GP, error, f"gate {event.vector} is not for CPL {regs.cpl}")
+    if not gate.present:
+        raise GuestFault(_NP, error, f"gate {event.vector} is not present")
+    return gate
+
+
+def _decode_gate(raw: int) -> _Gate:
+    offset = raw & 0xFFFF | (raw >> 48 & 0xFFFF) << 16 | (raw >> 64 & 0xFFFF_FFFF) << 32
+    return _Gate(
+        offset,
+        raw >> 16 & 0xFFFF,
+        raw >> 32 & 7,
+        raw >> 40 & 0x1F,
+        raw >> 45 & 3,
+        raw >> 47 & 1,
+    )
+
+
+def read_descriptor(
+    processor: Processor, selector: int, vector: int, external: int, *, delivery: bool = False
+) -> Descriptor:
+    """Return the descriptor that `selector` names in the GDT or the LDT.
+
+    Raises
+    ------
+    GuestFault
+        Exception `vector` with the selector as its error code: it is beyond the table.
+    """
+    regs = processor.regs
+    error = selector & ~3 | external
+    if selector & 4:
+        if not regs.ldtr.usable:
+            raise GuestFault(vector, error, "there is no LDT")
+        base, limit = regs.ldtr.base, regs.ldtr.limit
+    else:
+        base, limit = regs.gdtr.base, regs.gdtr.limit
+    if (selector | 7) > limit:
+        raise GuestFault(vector, error, f"selector {selector:#x} is beyond its table")
+    address = base + (selector & ~7)
+    raw = read(processor, address, 8, supervisor=True, delivery=delivery)
+    return Descriptor(int.from_bytes(raw, "little"), address)
+
+
+def code_segment(processor: Processor, selector: int, external: int) -> Descriptor:
+    """Return the 64-bit code segment that a gate names, checked in the manual's order."""
+    if not selector & ~3:
+        raise GuestFault(_GP, external, "the gate's code selector is null")
+    descriptor = read_descriptor(processor, selector, _GP, external, delivery=True)
+    error = selector & ~3 | external
+    value = descriptor.value
+    is_code = bit(value, 44) and bit(value, 43)
+    if not is_code or descriptor.dpl > processor.regs.cpl:
+        raise GuestFault(_GP, error, f"selector {selector:#x} is no code segment for the handler")
+    if not bit(value, 47):
+        raise GuestFault(_NP, error, f"the code segment {selector:#x} is not present")
+    if not bit(value, 53) or bit(value, 54):
+        raise GuestFault(_GP, error, f"the code segment {selector:#x} is not 64-bit")
+    return descriptor
+
+
+def _stack_pointer(processor: Processor, gate: _Gate, new_cpl: int, event: Event) -> int:
+    """Return the stack pointer of the handler before the frame, aligned to 16 bytes."""
+    regs = processor.regs
+    if gate.ist:
+        offset = _TSS_IST1 + 8 * (gate.ist - 1)
+    elif new_cpl != regs.cpl:
+        offset = _TSS_RSP0 + 8 * new_cpl
+    else:
+        return regs.rsp & ~0xF
+    if offset + 7 > regs.tr.limit:
+        error = regs.tr.selector & ~3 | event.external
+        raise GuestFault(_TS, error, "the TSS has no such stack pointer")
+    raw = read(processor, regs.tr.base + offset, 8, supervisor=True, delivery=True)
+    stack = int.from_bytes(raw, "little")
+    if not is_canonical(stack, processor.shape.linear_bits):
+        raise GuestFault(_SS, event.external, "the handler's stack pointer is not canonical")
+    return stack & ~0xF
+
+
+def _frame(processor: Processor, event: Event, rf: int) -> bytes:
+    """Return what delivery pushes, lowest address first."""
+    regs = processor.regs
+    rip = regs.rip + (event.instruction_length if event.is_software else 0)
+    rflags = regs.rflags & ~Rflags.RF | (Rflags.RF if rf else 0)
+    words = [rip, regs.cs.selector, rflags, regs.rsp, regs.ss.selector]
+    if event.error_code is not None:
+        words.insert(0, event.error_code)
+    return b"".join((word & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "little") for word in words)
+
+
+def _push(processor: Processor, stack: int, frame: bytes, new_cpl: int) -> None:
+    """Write the frame below `stack`, as the handler's privilege level."""
+    bottom = stack - len(frame)
+    if not is_canonical(bottom & 0xFFFF_FFFF_FFFF_FFFF, processor.shape.linear_bits):
+        raise GuestFault(_SS, 0, "the handler's stack is not canonical")
+    write(processor, bottom, frame, supervisor=new_cpl < 3, delivery=True)
+
+
+def _mark_accessed(processor: Processor, code: Descriptor) -> None:
+    """Set the accessed bit of the descriptor, as loading CS does."""
+    if not bit(code.value, 40):
+        byte = code.value >> 40 & 0xFF | 1
+        write(processor, code.address + 5, bytes([byte]), supervisor=True, delivery=True)

@@ -1,0 +1,90 @@
+"""Linear accesses to the APIC-access page: virtualized, or a VM exit (44).
+
+SDM, "Virtualizing Memory-Mapped APIC Accesses". Accesses of recorded streams are translated in the
+C core and do not come here; steps of a listing do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vtx.facts.controls import Proc1, Proc2
+from vtx.facts.exits import ExitReason
+from vtx.facts.fields import Field
+from vtx.machine.exit_information import ExitInformation
+from vtx.machine.mmu import Access
+
+if TYPE_CHECKING:
+    from vtx.machine.processor import Processor
+    from vtx.machine.vmcs import Vmcs
+
+__all__ = ["page", "virtualized"]
+
+_TPR, _EOI, _ICR_LOW = 0x080, 0x0B0, 0x300
+#: Registers whose accesses are virtualized under "APIC-register virtualization".
+_WRITES = frozenset(
+    {0x020, 0x080, 0x0B0, 0x0D0, 0x0E0, 0x0F0, 0x280, 0x300, 0x310, 0x380, 0x3E0}
+    | set(range(0x320, 0x380, 16))
+)
+_READS = _WRITES | {0x030} | set(range(0x100, 0x280, 16))
+_READ, _WRITE, _FETCH, _DELIVERY = 0, 1, 2, 3
+
+
+def _is_virtualized(vmcs: Vmcs, offset: int, size: int, is_write: bool) -> bool:
+    """Tell whether an access of this offset and size is virtualized under the controls."""
+    if not vmcs.proc1 & Proc1.USE_TPR_SHADOW or size > 4 or offset & 0xC or (offset & 3) + size > 4:
+        return False
+    register = offset & ~3
+    proc2 = vmcs.proc2
+    if register == _TPR:
+        return True
+    if proc2 & Proc2.APIC_REGISTER_VIRTUALIZATION:
+        return register in (_WRITES if is_write else _READS)
+    if proc2 & Proc2.VIRTUAL_INTERRUPT_DELIVERY:
+        return register in (_EOI, _ICR_LOW)
+    return False
+
+
+def virtualized(
+    processor: Processor, linear: int, size: int, kind: int, *, delivery: bool
+) -> int | ExitInformation:
+    """Return where in the virtual-APIC page an access to the APIC-access page goes, or its exit.
+
+    Parameters
+    ----------
+    processor : Processor
+        In VMX non-root operation.
+    linear : int
+        Linear address, which translates to the APIC-access page.
+    size : int
+        Bytes.
+    kind : int
+        :class:`vtx.machine.mmu.Access`.
+    delivery : bool
+        The access delivers an event.
+    """
+    vmcs = processor.vmcs
+    assert vmcs is not None
+    offset = linear & 0xFFF
+    is_write = kind & 3 in (Access.STORE, Access.MODIFY)
+    if not delivery and kind != Access.FETCH and _is_virtualized(vmcs, offset, size, is_write):
+        if is_write:
+            processor.apic_write = offset
+        return vmcs[Field.VIRTUAL_APIC_ADDRESS] + offset
+    access = _WRITE if is_write else _READ
+    if kind == Access.FETCH:
+        access = _FETCH
+    if delivery:
+        access = _DELIVERY
+    return ExitInformation(
+        ExitReason.APIC_ACCESS,
+        offset | access << 12,
+        resume_flag=1,
+    )
+
+
+def page(vmcs: Vmcs) -> int | None:
+    """Return the address of the APIC-access page, None if accesses are not virtualized."""
+    if vmcs.proc2 & Proc2.VIRTUALIZE_APIC_ACCESSES:
+        return vmcs[Field.APIC_ACCESS_ADDRESS] & ~0xFFF
+    return None

@@ -1,0 +1,181 @@
+"""Loads, stores, moves, stack and port accesses of the guest.
+
+Each function executes one instruction that does not exit; the data move between the guest's
+registers and its memory, through the MMU. Ports have no devices behind them: reads give all ones.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vtx.bits import MASK64
+from vtx.facts.instructions import GENERAL_REGISTERS
+from vtx.machine.mmu import Access
+from vtx.machine.registers import Rflags
+from vtx.rules.execution_memory import access, read, read_u64, write
+from vtx.rules.execution_registers import put, put_sized
+from vtx.rules.exiting_information import (
+    address_size,
+    operand_address,
+    register,
+    string_operand_address,
+)
+
+if TYPE_CHECKING:
+    from vtx.machine.processor import Processor
+    from vtx.machine.program import Instruction
+
+__all__ = ["EFFECTS"]
+
+_DEFAULT_SIZE = 8
+
+
+def _size(instruction: Instruction) -> int:
+    operands = instruction.operands
+    return operands.get("size", operands.get("operand_size", _DEFAULT_SIZE))
+
+
+def load(processor: Processor, instruction: Instruction) -> None:
+    """Read memory; into a register if the instruction has one."""
+    operands = instruction.operands
+    linear, size = operand_address(processor.regs, operands), _size(instruction)
+    if "destination" not in operands:
+        access(processor, linear, size, Access.LOAD)
+        return
+    value = int.from_bytes(read(processor, linear, size), "little")
+    put_sized(processor, operands["destination"], value, size)
+
+
+def store(processor: Processor, instruction: Instruction) -> None:
+    """Write memory: a register, a number, or (with neither) no new content."""
+    operands = instruction.operands
+    linear, size = operand_address(processor.regs, operands), _size(instruction)
+    if "source" in operands:
+        value = register(processor.regs, operands["source"])
+    elif "value" in operands:
+        value = operands["value"]
+    else:
+        access(processor, linear, size, Access.STORE)
+        return
+    write(processor, linear, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
+
+
+def modify(processor: Processor, instruction: Instruction) -> None:
+    """Add a register or a number (0 by default) to memory."""
+    operands = instruction.operands
+    linear, size = operand_address(processor.regs, operands), _size(instruction)
+    addend = operands.get("value", 0)
+    if "source" in operands:
+        addend = register(processor.regs, operands["source"])
+    if not addend:
+        access(processor, linear, size, Access.MODIFY)
+        return
+    # One access that reads and writes: it must be allowed to write before it reads.
+    access(processor, linear, size, Access.MODIFY)
+    value = int.from_bytes(read(processor, linear, size), "little") + addend
+    write(processor, linear, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
+
+
+def fetch(processor: Processor, instruction: Instruction) -> None:
+    """Refer to memory as an instruction fetch does."""
+    linear = operand_address(processor.regs, instruction.operands)
+    access(processor, linear, instruction.operands.get("size", 1), Access.FETCH)
+
+
+def mov(processor: Processor, instruction: Instruction) -> None:
+    """Copy a register or a number to a register."""
+    operands = instruction.operands
+    value = operands.get("value")
+    put(
+        processor,
+        instruction,
+        register(processor.regs, operands["source"]) if value is None else value,
+    )
+
+
+def push_value(processor: Processor, value: int) -> None:
+    """Push 8 bytes."""
+    top = processor.regs.rsp - 8 & MASK64
+    write(processor, top, value.to_bytes(8, "little"))
+    processor.regs.rsp = top
+
+
+def push(processor: Processor, instruction: Instruction) -> None:
+    """PUSH of a register."""
+    push_value(processor, register(processor.regs, instruction.operands["source"]))
+
+
+def pop(processor: Processor, instruction: Instruction) -> None:
+    """POP of a register."""
+    value = read_u64(processor, processor.regs.rsp)
+    processor.regs.rsp = processor.regs.rsp + 8 & MASK64
+    setattr(processor.regs, GENERAL_REGISTERS[instruction.operands["destination"]], value)
+
+
+def _all_ones(size: int) -> int:
+    return (1 << 8 * size) - 1
+
+
+def in_(processor: Processor, instruction: Instruction) -> None:
+    """IN: all ones, as no device answers."""
+    size = instruction.operands["size"]
+    kept = 0 if size == 4 else processor.regs.rax & ~_all_ones(size)
+    processor.regs.rax = kept | _all_ones(size)
+
+
+def out(processor: Processor, instruction: Instruction) -> None:
+    """OUT: no device listens."""
+
+
+def _string(processor: Processor, instruction: Instruction) -> None:
+    """Run INS or OUTS: once, or with REP until the count is 0.
+
+    Each iteration leaves the registers as they must be when the next one faults or exits.
+    """
+    regs, operands = processor.regs, instruction.operands
+    mask = (1 << 8 * address_size(regs, operands)) - 1
+    size = operands["size"]
+    step = -size if regs.rflags & Rflags.DF else size
+    is_ins = instruction.name == "ins"
+    pointer = "rdi" if is_ins else "rsi"
+    while not operands.get("rep") or regs.rcx & mask:
+        linear = string_operand_address(regs, instruction)
+        if is_ins:
+            write(processor, linear, b"\xff" * size)
+        else:
+            access(processor, linear, size, Access.LOAD)
+        value: int = getattr(regs, pointer)
+        setattr(regs, pointer, value & ~mask | value + step & mask)
+        if not operands.get("rep"):
+            return
+        regs.rcx = regs.rcx & ~mask | regs.rcx - 1 & mask
+
+
+def enqueue(processor: Processor, instruction: Instruction) -> None:
+    """ENQCMD and ENQCMDS: no device accepts the command, so ZF becomes 1.
+
+    The source was read before; the destination is written as one 64-byte store.
+    """
+    regs = processor.regs
+    destination = register(regs, instruction.operands["destination"])
+    access(processor, destination, 64, Access.STORE)
+    status = Rflags.CF | Rflags.PF | Rflags.AF | Rflags.ZF | Rflags.SF | Rflags.OF
+    regs.rflags = regs.rflags & ~status | Rflags.ZF
+
+
+#: What each instruction does when it does not exit.
+EFFECTS = {
+    "load": load,
+    "store": store,
+    "modify": modify,
+    "fetch": fetch,
+    "mov": mov,
+    "push": push,
+    "pop": pop,
+    "in": in_,
+    "out": out,
+    "ins": _string,
+    "outs": _string,
+    "enqcmd": enqueue,
+    "enqcmds": enqueue,
+}

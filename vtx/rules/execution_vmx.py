@@ -1,0 +1,96 @@
+"""VMX instructions that the guest executes without an exit: VMCS shadowing and VM functions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vtx.bits import MASK32
+from vtx.errors import GuestFault, VMfail
+from vtx.facts.controls import Proc2, VmFunction
+from vtx.facts.fields import Field
+from vtx.machine.encoding import has_memory_operand
+from vtx.machine.registers import Cr4
+from vtx.machine.vmcs import NO_LINK
+from vtx.rules import vmx_fields
+from vtx.rules.execution_memory import read, write
+from vtx.rules.execution_registers import put
+from vtx.rules.exiting_faults import GP, UD
+from vtx.rules.exiting_information import operand_address, register
+from vtx.rules.exiting_rules import new_eptp
+
+if TYPE_CHECKING:
+    from vtx.machine.processor import Processor
+    from vtx.machine.program import Instruction
+
+__all__ = ["EFFECTS"]
+
+
+def vmread(processor: Processor, instruction: Instruction) -> None:
+    """VMREAD of the VMCS that the link pointer references."""
+    regs, operands = processor.regs, instruction.operands
+    flags = regs.rflags
+    try:
+        value = vmx_fields.vmread(processor, register(regs, operands["encoding"]))
+    except VMfail:
+        return
+    assert isinstance(value, int)
+    if not has_memory_operand(operands):
+        put(processor, instruction, value)
+        return
+    size = 8 if regs.in_64bit_mode else 4
+    done, regs.rflags = regs.rflags, flags
+    write(processor, operand_address(regs, operands), value.to_bytes(size, "little"))
+    regs.rflags = done
+
+
+def vmwrite(processor: Processor, instruction: Instruction) -> None:
+    """VMWRITE to the VMCS that the link pointer references."""
+    regs, operands = processor.regs, instruction.operands
+    if regs.cpl:
+        raise GuestFault(GP, 0, "VMWRITE at CPL > 0")
+    assert processor.vmcs is not None
+    linked = processor.vmcs[Field.VMCS_LINK_POINTER] != NO_LINK
+    if not has_memory_operand(operands):
+        source = register(regs, operands["source"])
+    elif linked:
+        # A source in memory is read after the pointer check and before the field checks.
+        size = 8 if regs.in_64bit_mode else 4
+        source = int.from_bytes(read(processor, operand_address(regs, operands), size), "little")
+    else:
+        source = 0
+    try:
+        vmx_fields.vmwrite(processor, register(regs, operands["encoding"]), source)
+    except VMfail:
+        return
+
+
+def vmfunc(processor: Processor, instruction: Instruction) -> None:
+    """VMFUNC 0: EPTP switching (SDM, "EPTP Switching")."""
+    vmcs, regs = processor.vmcs, processor.regs
+    assert vmcs is not None
+    if 1 << (regs.rax & MASK32) != VmFunction.EPTP_SWITCHING:
+        raise GuestFault(UD, None, f"VM function {regs.rax & MASK32} is not defined")
+    eptp = new_eptp(processor)
+    assert eptp is not None
+    vmcs[Field.EPT_POINTER] = eptp
+    if processor.shape.supports(Proc2.EPT_VIOLATION_VE):
+        vmcs[Field.EPTP_INDEX] = regs.rcx & 0xFFFF
+    processor.context.eptp = eptp
+    if not vmcs.proc2 & Proc2.ENABLE_VPID:
+        processor.mmu.flush_vpid(0)
+
+
+def enclosed(processor: Processor, instruction: Instruction) -> None:
+    """SENDUIPI: user interrupts are not enabled for the guest, so it raises #UD.
+
+    The model has no user-interrupt delivery; CR4.UINTR is where a guest would enable it.
+    """
+    if not processor.regs.cr4 & Cr4.UINTR:
+        raise GuestFault(UD, None, "SENDUIPI with CR4.UINTR 0")
+    if not processor.regs.msrs.get(0x98A, 0) & 1:
+        raise GuestFault(UD, None, "SENDUIPI with IA32_UINTR_TT[0] 0")
+    raise GuestFault(GP, 0, "SENDUIPI beyond the user-interrupt target table")
+
+
+#: What each instruction does when it does not exit.
+EFFECTS = {"vmread": vmread, "vmwrite": vmwrite, "vmfunc": vmfunc, "senduipi": enclosed}
