@@ -76,7 +76,9 @@ def fill_64bit_guest(
     _set_controls(vmcs, shape)
     guest = image.guest_fields(processor=processor, guest_base=guest_base, user=user)
     for field, value in (image.host_fields(processor) | guest).items():
-        vmcs[field] = value
+        # IA32_PAT and IA32_EFER, say: a CPU without their controls keeps them across transitions.
+        if shape is None or shape.field_exists(field):
+            vmcs[field] = value
     if shape is not None:
         _fix_control_registers(vmcs, shape)
     # CR4.VMXE is the VMM's affair: the guest reads 0, and exits if it sets it.
