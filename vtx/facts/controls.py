@@ -14,6 +14,7 @@ from typing import NamedTuple
 from vtx.errors import UnknownName
 from vtx.facts.fields import Field
 from vtx.facts.lookup import canonical
+from vtx.facts.members import plain_members
 
 __all__ = [
     "CONTROL_CLASSES",
@@ -143,6 +144,7 @@ _pin, _proc1, _proc2, _proc3 = _Rows(), _Rows(), _Rows(), _Rows()
 _exit1, _exit2, _entry, _vmfunc = _Rows(), _Rows(), _Rows(), _Rows()
 
 
+@plain_members
 class Pin(IntEnum):
     """Pin-based VM-execution controls (``pin_based_controls``)."""
 
@@ -175,6 +177,7 @@ class Pin(IntEnum):
     )
 
 
+@plain_members
 class Proc1(IntEnum):
     """Primary processor-based VM-execution controls (``primary_processor_based_controls``)."""
 
@@ -239,6 +242,7 @@ class Proc1(IntEnum):
     )
 
 
+@plain_members
 class Proc2(IntEnum):
     """Secondary processor-based VM-execution controls (``secondary_processor_based_controls``)."""
 
@@ -355,6 +359,7 @@ class Proc2(IntEnum):
     )
 
 
+@plain_members
 class Proc3(IntEnum):
     """Tertiary processor-based VM-execution controls (``tertiary_processor_based_controls``)."""
 
@@ -409,6 +414,7 @@ class Proc3(IntEnum):
     )
 
 
+@plain_members
 class Exit1(IntEnum):
     """Primary VM-exit controls (``vm_exit_controls``)."""
 
@@ -458,6 +464,7 @@ class Exit1(IntEnum):
     )
 
 
+@plain_members
 class Exit2(IntEnum):
     """Secondary VM-exit controls (``secondary_vm_exit_controls``)."""
 
@@ -473,6 +480,7 @@ class Exit2(IntEnum):
     )
 
 
+@plain_members
 class Entry(IntEnum):
     """VM-entry controls (``vm_entry_controls``)."""
 
@@ -514,6 +522,7 @@ class Entry(IntEnum):
     )
 
 
+@plain_members
 class VmFunction(IntEnum):
     """VM-function controls (``vm_function_controls``)."""
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from vtx.errors import UnknownName
 from vtx.facts.lookup import as_number, canonical
+from vtx.facts.members import plain_members
 
 __all__ = [
     "EXITS",
@@ -110,6 +111,7 @@ _LENGTH_NOTE = (
 )
 
 
+@plain_members
 class ExitReason(IntEnum):
     """Basic exit reasons: bits 15:0 of the exit-reason field."""
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from vtx.errors import UnknownName
 from vtx.facts.lookup import as_number, canonical
+from vtx.facts.members import plain_members
 
 __all__ = [
     "ACCESS_HIGH",
@@ -123,6 +124,7 @@ _host_32 = _Rows(Area.HOST, Width.W32)
 _host_natural = _Rows(Area.HOST, Width.NATURAL)
 
 
+@plain_members
 class Field(IntEnum):
     """The VMCS fields; the value of a member is the field's (full-access) encoding."""
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from vtx.errors import UnknownName
 from vtx.facts.lookup import as_number, canonical
+from vtx.facts.members import plain_members
 
 __all__ = [
     "INSTRUCTION_ERRORS",
@@ -33,6 +34,7 @@ def _error(
     return number
 
 
+@plain_members
 class InstructionError(IntEnum):
     """VM-instruction error numbers."""
 

@@ -10,10 +10,12 @@ from typing import NamedTuple
 from vtx.errors import UnknownName
 from vtx.facts.layout import BitRange, flag
 from vtx.facts.lookup import as_number, canonical
+from vtx.facts.members import plain_members
 
 __all__ = ["CAPABILITY_MSRS", "Msr", "MsrInfo", "find_capability_msr", "find_msr"]
 
 
+@plain_members
 class Msr(IntEnum):
     """MSRs that the machine knows; the value of a member is the MSR's address."""
 

@@ -7,10 +7,12 @@ from typing import Any
 
 from vtx._core import ffi, lib
 from vtx.errors import InputError
+from vtx.facts.members import plain_members
 
 __all__ = ["Access", "Context", "Member"]
 
 
+@plain_members
 class Access(IntEnum):
     """What an access is; the values are the kind bits of a packed record."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from vtx.facts.members import plain_members
 from vtx.machine.context import Access, Member
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
 ]
 
 
+@plain_members
 class WalkStatus(IntEnum):
     """How a translation, or a run, ended."""
 
@@ -42,6 +44,7 @@ class WalkStatus(IntEnum):
     __hash__ = int.__hash__
 
 
+@plain_members
 class Source(IntEnum):
     """Where a translation came from."""
 
@@ -51,6 +54,7 @@ class Source(IntEnum):
     IDENTITY = 3
 
 
+@plain_members
 class Dimension(IntEnum):
     """Which structures a step of a walk belongs to."""
 
@@ -59,6 +63,7 @@ class Dimension(IntEnum):
     LOG = 3
 
 
+@plain_members
 class StepKind(IntEnum):
     """What a step of a walk did; CACHED steps are not references."""
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from vtx.facts.fields import Field as F
+from vtx.facts.members import plain_members
 from vtx.machine.vmcs import Vmcs
 
 __all__ = [
@@ -30,8 +31,10 @@ __all__ = [
 VALID = 1 << 31
 NESTED_EXCEPTION = 1 << 13
 DELIVER_ERROR_CODE = 1 << 11
+_INFORMATION = F.VM_ENTRY_INTERRUPTION_INFORMATION
 
 
+@plain_members
 class EventType(IntEnum):
     """Types of event in the interruption-information fields (bits 10:8)."""
 
@@ -49,11 +52,11 @@ class EventType(IntEnum):
 
 def injected(vmcs: Vmcs) -> int | None:
     """Return the type of the event that the VM entry injects, None if it injects none."""
-    information = vmcs[F.VM_ENTRY_INTERRUPTION_INFORMATION]
+    information = vmcs[_INFORMATION]
     return information >> 8 & 7 if information & VALID else None
 
 
 def type_and_vector(vmcs: Vmcs) -> tuple[int, int] | None:
     """Return type and vector of the event that the VM entry injects, None if it injects none."""
-    information = vmcs[F.VM_ENTRY_INTERRUPTION_INFORMATION]
+    information = vmcs[_INFORMATION]
     return (information >> 8 & 7, information & 0xFF) if information & VALID else None

@@ -6,6 +6,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from vtx.errors import EmulationStopped
+from vtx.facts.members import plain_members
 from vtx.machine.registers import Activity
 from vtx.machine.vmcs import ABORT_INDICATOR_OFFSET
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["AbortIndicator", "VmxAbort", "vmx_abort"]
 
 
+@plain_members
 class AbortIndicator(IntEnum):
     """VMX-abort indicators; a region holds one at byte offset 4 after a VMX abort."""
 
