@@ -11,7 +11,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from vtx.facts.msrs import Msr
 from vtx.rules import (
@@ -86,14 +88,17 @@ CHECKS: dict[str, Check] = {
     check.id: check for module in _MODULES for check in module.check.declared
 }
 
+_EFER, _RTIT_CTL = int(Msr.IA32_EFER), int(Msr.IA32_RTIT_CTL)
 _EFER_LMA = 1 << 10
-#: What VM entry itself asks, in the order in which it asks.
-_AT_ENTRY = tuple(
-    check
-    for stage in (Stage.CONTROLS_AND_HOST, Stage.GUEST)
-    for check in CHECKS.values()
-    if check.area.stage is stage
-)
+
+
+def _of_stage(stage: Stage) -> tuple[Check, ...]:
+    return tuple(check for check in CHECKS.values() if check.area.stage is stage)
+
+
+# What VM entry itself asks, in the order in which it asks.
+_CONTROLS_AND_HOST, _GUEST = _of_stage(Stage.CONTROLS_AND_HOST), _of_stage(Stage.GUEST)
+_AT_ENTRY = (*_CONTROLS_AND_HOST, *_GUEST)
 _RANK = {check: rank for rank, check in enumerate(_AT_ENTRY)}
 _FROM_MEMORY = tuple(check for check in _AT_ENTRY if Live.MEMORY in check.live)
 
@@ -132,13 +137,10 @@ def _index() -> dict[int, tuple[int, tuple[tuple[int, Check], ...]]]:
     for check in _AT_ENTRY:
         for field, mask in check.reads.items():
             by_field.setdefault(field, []).append((mask, check))
-    index = {}
-    for field, readers in by_field.items():
-        watched = 0
-        for mask, _ in readers:
-            watched |= mask
-        index[field] = watched, tuple(readers)
-    return index
+    return {
+        field: (reduce(or_, (mask for mask, _ in readers)), tuple(readers))
+        for field, readers in by_field.items()
+    }
 
 
 _READERS = _index()
@@ -151,7 +153,7 @@ class _Judgement:
     ----------
     shape : Shape
         The CPU it passed them on.
-    live : tuple
+    lma, trace_enabled, pointer, in_seam
         The state of the logical processor that checks look at.
     values : dict of Field to int
         The fields that checks look at, as they were.
@@ -159,14 +161,29 @@ class _Judgement:
         The checks that depend on memory for this VMCS.
     """
 
-    __slots__ = ("from_memory", "live", "shape", "values")
+    __slots__ = ("from_memory", "in_seam", "lma", "pointer", "shape", "trace_enabled", "values")
 
     def __init__(self, vmcs: Vmcs, processor: Processor) -> None:
         values = vmcs.values
+        msrs = processor.regs.msrs
         self.shape: Shape = processor.shape
-        self.live = _live(processor)
+        self.lma = msrs.get(_EFER, 0) & _EFER_LMA
+        self.trace_enabled = msrs.get(_RTIT_CTL, 0) & 1
+        self.pointer = processor.current_vmcs_pointer
+        self.in_seam = processor.in_seam
         self.values: dict[int, int] = {field: values[field] for field in _READERS}
         self.from_memory = _memory_readers(vmcs, processor)
+
+    def still_applies(self, processor: Processor) -> bool:
+        """Tell whether nothing that checks look at has changed beside the VMCS and memory."""
+        msrs = processor.regs.msrs
+        return (
+            self.shape is processor.shape
+            and self.pointer == processor.current_vmcs_pointer
+            and self.lma == msrs.get(_EFER, 0) & _EFER_LMA
+            and self.trace_enabled == msrs.get(_RTIT_CTL, 0) & 1
+            and self.in_seam == processor.in_seam
+        )
 
 
 def _memory_readers(vmcs: Vmcs, processor: Processor) -> tuple[Check, ...]:
@@ -175,15 +192,20 @@ def _memory_readers(vmcs: Vmcs, processor: Processor) -> tuple[Check, ...]:
     )
 
 
-def _live(processor: Processor) -> tuple[object, ...]:
-    """Return the state of a logical processor that checks look at."""
-    msrs = processor.regs.msrs
-    return (
-        msrs.get(0xC000_0080, 0) & _EFER_LMA,
-        msrs.get(Msr.IA32_RTIT_CTL, 0) & 1,
-        processor.current_vmcs_pointer,
-        processor.in_seam,
-    )
+class _Snapshot(dict[int, int]):
+    """The fields of a VMCS at one moment, with its control words: quick to read many times."""
+
+    __slots__ = ("entry", "exit1", "exit2", "pin", "proc1", "proc2", "proc3", "vm_functions")
+
+    def __init__(self, vmcs: Vmcs) -> None:
+        super().__init__(vmcs.values)
+        for name in self.__slots__:
+            setattr(self, name, getattr(vmcs, name))
+
+
+def _snapshot(vmcs: Vmcs) -> Vmcs:
+    """Return what reads like `vmcs`, for the many checks in a row that only read."""
+    return cast("Vmcs", _Snapshot(vmcs))
 
 
 def entry_failure(vmcs: Vmcs, processor: Processor) -> Failure | None:
@@ -205,14 +227,10 @@ def entry_failure(vmcs: Vmcs, processor: Processor) -> Failure | None:
     if processor.smm:
         return next(map(_failure, _failing_at_entry(vmcs, processor)), None)
     judged = vmcs.judged
-    if (
-        type(judged) is not _Judgement
-        or judged.shape is not processor.shape
-        or judged.live != _live(processor)
-    ):
-        for check in _AT_ENTRY:
-            if not check.holds(vmcs, processor):
-                return _failure(check)
+    if type(judged) is not _Judgement or not judged.still_applies(processor):
+        broken = next(_failing_at_entry(vmcs, processor), None)
+        if broken is not None:
+            return _failure(broken)
         vmcs.judged = _Judgement(vmcs, processor)
         return None
     stale = _stale_checks(vmcs, judged)
@@ -258,12 +276,14 @@ def _check_again(
 def _failing_at_entry(vmcs: Vmcs, processor: Processor) -> Iterator[Check]:
     """Return the broken rules on controls, host and guest state, in the order of VM entry."""
     returning = returns_from_smm(vmcs, processor)
-    guest = guest_as_returned_to(vmcs, processor) if returning else vmcs
-    for check in _AT_ENTRY:
-        if returning and _is_replaced(check):
-            continue
-        judged_by = guest if check.area.stage is Stage.GUEST else vmcs
-        if not check.holds(judged_by, processor):
+    snapshot = _snapshot(vmcs)
+    for check in _CONTROLS_AND_HOST:
+        if not (returning and _is_replaced(check)) and not check.holds(snapshot, processor):
+            yield check
+    if returning:
+        snapshot = _snapshot(guest_as_returned_to(vmcs, processor))
+    for check in _GUEST:
+        if not check.holds(snapshot, processor):
             yield check
 
 

@@ -10,7 +10,6 @@ consequence of a failure, so that a check cannot report a wrong code.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
@@ -281,7 +280,7 @@ class Checks:
 
         def declare(function: Predicate) -> Predicate:
             name = title or function.__name__.replace("_", " ")
-            text = rule or inspect.getdoc(function)
+            text = rule or function.__doc__
             assert text, f"{id} does not state its rule"
             function.__doc__ = text
             self.declared.append(

@@ -17,7 +17,7 @@ from vtx.rules.entry_controls_families import (
     define_exclusion,
     define_requirement,
 )
-from vtx.rules.limits import physical_width
+from vtx.rules.limits import allowed_settings, physical_width
 
 check = Checks()
 
@@ -188,7 +188,7 @@ def seam_shared_ept_pointer_reserved_bits_are_0(vmcs: Vmcs, processor: Processor
 def vm_functions_are_supported(vmcs: Vmcs, processor: Processor) -> bool:
     """If "enable VM functions" is 1, no bit that is 0 in IA32_VMX_VMFUNC is 1 in the VM-function
     controls."""
-    return not vmcs.vm_functions & ~processor.shape.allowed1("vmfunc")
+    return not vmcs.vm_functions & ~allowed_settings(processor.shape)["vmfunc"][1]
 
 
 define_requirement(

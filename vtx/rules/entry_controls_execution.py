@@ -23,7 +23,7 @@ from vtx.rules.entry_controls_families import (
     define_exclusion,
     define_requirement,
 )
-from vtx.rules.limits import cr3_target_count, physical_width
+from vtx.rules.limits import allowed_settings, cr3_target_count, physical_width
 from vtx.rules.physical import read_u8
 
 check = Checks()
@@ -47,7 +47,7 @@ def define_allowed_settings(check: Checks, area: Area, key: str, prefix: str) ->
         cause="a control word written without folding in the capability MSR's low half",
     )
     def bits_that_must_be_1_are_1(vmcs: Vmcs, processor: Processor) -> bool:
-        return not processor.shape.allowed0(key) & ~vmcs[field]
+        return not allowed_settings(processor.shape)[key][0] & ~vmcs[field]
 
     @check(
         f"{prefix}.must_be_0",
@@ -59,7 +59,7 @@ def define_allowed_settings(check: Checks, area: Area, key: str, prefix: str) ->
         cause="a control that this CPU does not support",
     )
     def bits_that_must_be_0_are_0(vmcs: Vmcs, processor: Processor) -> bool:
-        return not vmcs[field] & ~processor.shape.allowed1(key)
+        return not vmcs[field] & ~allowed_settings(processor.shape)[key][1]
 
 
 define_allowed_settings(check, EXECUTION, "pin", "ctl.exec.pin_reserved")
@@ -77,7 +77,7 @@ define_allowed_settings(check, EXECUTION, "proc1", "ctl.exec.proc1_reserved")
 def secondary_controls_are_supported(vmcs: Vmcs, processor: Processor) -> bool:
     """If "activate secondary controls" is 1, no bit that IA32_VMX_PROCBASED_CTLS2 does not report
     as may-be-1 is 1 in the secondary processor-based VM-execution controls."""
-    return not vmcs.proc2 & ~processor.shape.allowed1("proc2")
+    return not vmcs.proc2 & ~allowed_settings(processor.shape)["proc2"][1]
 
 
 @check(
@@ -91,7 +91,7 @@ def secondary_controls_are_supported(vmcs: Vmcs, processor: Processor) -> bool:
 def tertiary_controls_are_supported(vmcs: Vmcs, processor: Processor) -> bool:
     """If "activate tertiary controls" is 1, no bit that is 0 in IA32_VMX_PROCBASED_CTLS3 is 1 in
     the tertiary processor-based VM-execution controls."""
-    return not vmcs.proc3 & ~processor.shape.allowed1("proc3")
+    return not vmcs.proc3 & ~allowed_settings(processor.shape)["proc3"][1]
 
 
 @check(
@@ -195,14 +195,14 @@ define_requirement(
     Proc1.NMI_WINDOW_EXITING,
     Pin.VIRTUAL_NMIS,
 )
-for _name, _control in (
+for _name, _user in (
     ("x2apic_mode", Proc2.VIRTUALIZE_X2APIC_MODE),
     ("apic_register_virtualization", Proc2.APIC_REGISTER_VIRTUALIZATION),
     ("virtual_interrupt_delivery", Proc2.VIRTUAL_INTERRUPT_DELIVERY),
     ("ipi_virtualization", Proc3.IPI_VIRTUALIZATION),
 ):
     define_requirement(
-        check, f"ctl.exec.tpr_shadow_required.{_name}", EXECUTION, _control, Proc1.USE_TPR_SHADOW
+        check, f"ctl.exec.tpr_shadow_required.{_name}", EXECUTION, _user, Proc1.USE_TPR_SHADOW
     )
 define_exclusion(
     check,

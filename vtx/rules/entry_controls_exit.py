@@ -11,7 +11,7 @@ from vtx.rules.areas import EXIT_CONTROLS as EXIT
 from vtx.rules.declaration import Area, Checks, only
 from vtx.rules.entry_controls_execution import define_allowed_settings
 from vtx.rules.entry_controls_families import PHYSICAL_WIDTH, define_requirement
-from vtx.rules.limits import physical_width
+from vtx.rules.limits import allowed_settings, physical_width
 
 __all__ = ["define_msr_area"]
 
@@ -34,7 +34,7 @@ define_allowed_settings(check, EXIT, "exit1", "ctl.exit.exit1_reserved")
 def secondary_exit_controls_are_supported(vmcs: Vmcs, processor: Processor) -> bool:
     """If "activate secondary controls" is 1, no bit that is 0 in IA32_VMX_EXIT_CTLS2 is 1 in the
     secondary VM-exit controls."""
-    return not vmcs.exit2 & ~processor.shape.allowed1("exit2")
+    return not vmcs.exit2 & ~allowed_settings(processor.shape)["exit2"][1]
 
 
 define_requirement(

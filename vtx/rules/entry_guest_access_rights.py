@@ -29,6 +29,8 @@ check = Checks()
 
 Rule = Callable[[Vmcs], bool]
 
+_RFLAGS, _VM = VIRTUAL_8086
+_CS, _SS = F.GUEST_CS_ACCESS_RIGHTS, F.GUEST_SS_ACCESS_RIGHTS
 _DATA = ("ds", "es", "fs", "gs")
 _CODE, _READABLE, _ACCESSED = 8, 2, 1
 _REAL_MODE_CODE = 3
@@ -38,12 +40,12 @@ _RESERVED_LOW = 0xF00
 _RESERVED_HIGH = 0xFFFE_0000
 
 
-def _type(vmcs: Vmcs, name: str) -> int:
-    return vmcs[access_rights(name)] & Ar.TYPE
+def _type(vmcs: Vmcs, rights: F) -> int:
+    return vmcs[rights] & 0xF
 
 
-def _dpl(vmcs: Vmcs, name: str) -> int:
-    return (vmcs[access_rights(name)] & Ar.DPL) >> 5
+def _dpl(vmcs: Vmcs, rights: F) -> int:
+    return vmcs[rights] >> 5 & 3
 
 
 def _define_for_usable(
@@ -69,19 +71,19 @@ def _define_for_usable(
         rule=f"{condition}{rule}",
     )
     def usable_segment_keeps_the_rule(vmcs: Vmcs, processor: Processor) -> bool:
-        return bool(vmcs[F.GUEST_RFLAGS] & 0x2_0000 or vmcs[rights] & unusable) or holds(vmcs)
+        return bool(vmcs[_RFLAGS] & _VM or vmcs[rights] & unusable) or holds(vmcs)
 
 
 # Access rights: type
 
-_CS_TYPE = only(F.GUEST_CS_ACCESS_RIGHTS, Ar.TYPE)
+_CS_TYPE = only(_CS, Ar.TYPE)
 
 
 @check("guest.cs.type.restricted", SEGMENTS, VIRTUAL_8086, Proc2.UNRESTRICTED_GUEST, _CS_TYPE)
 def cs_is_accessed_code(vmcs: Vmcs, processor: Processor) -> bool:
     """Outside virtual-8086 mode and if "unrestricted guest" is 0, the CS type is 9, 11, 13 or 15
     (accessed code)."""
-    return bool(in_v8086(vmcs) or is_unrestricted(vmcs)) or _type(vmcs, "cs") in _ACCESSED_CODE
+    return bool(in_v8086(vmcs) or is_unrestricted(vmcs)) or _type(vmcs, _CS) in _ACCESSED_CODE
 
 
 @check("guest.cs.type.unrestricted", SEGMENTS, VIRTUAL_8086, Proc2.UNRESTRICTED_GUEST, _CS_TYPE)
@@ -90,16 +92,16 @@ def cs_is_accessed_code_or_real_mode_data(vmcs: Vmcs, processor: Processor) -> b
     accessed data), 9, 11, 13 or 15."""
     if in_v8086(vmcs) or not is_unrestricted(vmcs):
         return True
-    return _type(vmcs, "cs") in _ACCESSED_CODE or _type(vmcs, "cs") == _REAL_MODE_CODE
+    return _type(vmcs, _CS) in _ACCESSED_CODE or _type(vmcs, _CS) == _REAL_MODE_CODE
 
 
 _define_for_usable(
     "guest.ss.type",
     "ss",
-    (only(F.GUEST_SS_ACCESS_RIGHTS, Ar.TYPE),),
+    (only(_SS, Ar.TYPE),),
     "is accessed read/write data",
     "the SS type is 3 or 7 (accessed read/write data).",
-    lambda vmcs: vmcs[F.GUEST_SS_ACCESS_RIGHTS] & Ar.TYPE in (3, 7),
+    lambda vmcs: vmcs[_SS] & Ar.TYPE in (3, 7),
 )
 
 
@@ -154,20 +156,20 @@ for _name in CODE_AND_DATA:
     "guest.cs.dpl.type3",
     SEGMENTS,
     VIRTUAL_8086,
-    only(F.GUEST_CS_ACCESS_RIGHTS, Ar.TYPE | Ar.DPL),
+    only(_CS, Ar.TYPE | Ar.DPL),
     note='type 3 is possible only with "unrestricted guest"',
 )
 def cs_of_type_3_has_dpl_0(vmcs: Vmcs, processor: Processor) -> bool:
     """Outside virtual-8086 mode, the DPL of CS is 0 if its type is 3."""
-    return bool(in_v8086(vmcs)) or _type(vmcs, "cs") != _REAL_MODE_CODE or _dpl(vmcs, "cs") == 0
+    return bool(in_v8086(vmcs)) or _type(vmcs, _CS) != _REAL_MODE_CODE or _dpl(vmcs, _CS) == 0
 
 
 @check(
     "guest.cs.dpl.nonconforming",
     SEGMENTS,
     VIRTUAL_8086,
-    only(F.GUEST_CS_ACCESS_RIGHTS, Ar.TYPE | Ar.DPL),
-    only(F.GUEST_SS_ACCESS_RIGHTS, Ar.DPL),
+    only(_CS, Ar.TYPE | Ar.DPL),
+    only(_SS, Ar.DPL),
     note="the DPL of SS counts even if SS is unusable",
 )
 def nonconforming_cs_has_the_dpl_of_ss(vmcs: Vmcs, processor: Processor) -> bool:
@@ -175,8 +177,8 @@ def nonconforming_cs_has_the_dpl_of_ss(vmcs: Vmcs, processor: Processor) -> bool
     (nonconforming code)."""
     return (
         bool(in_v8086(vmcs))
-        or _type(vmcs, "cs") not in _NONCONFORMING
-        or _dpl(vmcs, "cs") == _dpl(vmcs, "ss")
+        or _type(vmcs, _CS) not in _NONCONFORMING
+        or _dpl(vmcs, _CS) == _dpl(vmcs, _SS)
     )
 
 
@@ -184,8 +186,8 @@ def nonconforming_cs_has_the_dpl_of_ss(vmcs: Vmcs, processor: Processor) -> bool
     "guest.cs.dpl.conforming",
     SEGMENTS,
     VIRTUAL_8086,
-    only(F.GUEST_CS_ACCESS_RIGHTS, Ar.TYPE | Ar.DPL),
-    only(F.GUEST_SS_ACCESS_RIGHTS, Ar.DPL),
+    only(_CS, Ar.TYPE | Ar.DPL),
+    only(_SS, Ar.DPL),
     note="the DPL of SS counts even if SS is unusable",
 )
 def conforming_cs_has_no_dpl_above_that_of_ss(vmcs: Vmcs, processor: Processor) -> bool:
@@ -193,12 +195,12 @@ def conforming_cs_has_no_dpl_above_that_of_ss(vmcs: Vmcs, processor: Processor) 
     13 or 15 (conforming code)."""
     return (
         bool(in_v8086(vmcs))
-        or _type(vmcs, "cs") not in _CONFORMING
-        or _dpl(vmcs, "cs") <= _dpl(vmcs, "ss")
+        or _type(vmcs, _CS) not in _CONFORMING
+        or _dpl(vmcs, _CS) <= _dpl(vmcs, _SS)
     )
 
 
-_SS_DPL = only(F.GUEST_SS_ACCESS_RIGHTS, Ar.DPL)
+_SS_DPL = only(_SS, Ar.DPL)
 
 
 @check(
@@ -215,20 +217,20 @@ def ss_dpl_is_its_rpl(vmcs: Vmcs, processor: Processor) -> bool:
     its selector."""
     return (
         bool(in_v8086(vmcs) or is_unrestricted(vmcs))
-        or _dpl(vmcs, "ss") == vmcs[F.GUEST_SS_SELECTOR] & 3
+        or _dpl(vmcs, _SS) == vmcs[F.GUEST_SS_SELECTOR] & 3
     )
 
 
 @check("guest.ss.dpl.cs_type3", SEGMENTS, VIRTUAL_8086, _SS_DPL, _CS_TYPE)
 def ss_dpl_is_0_beside_cs_of_type_3(vmcs: Vmcs, processor: Processor) -> bool:
     """Outside virtual-8086 mode, the DPL of SS is 0 if the CS type is 3."""
-    return bool(in_v8086(vmcs)) or _type(vmcs, "cs") != _REAL_MODE_CODE or _dpl(vmcs, "ss") == 0
+    return bool(in_v8086(vmcs)) or _type(vmcs, _CS) != _REAL_MODE_CODE or _dpl(vmcs, _SS) == 0
 
 
 @check("guest.ss.dpl.real_mode", SEGMENTS, VIRTUAL_8086, _SS_DPL, only(F.GUEST_CR0, Cr0.PE))
 def ss_dpl_is_0_in_real_mode(vmcs: Vmcs, processor: Processor) -> bool:
     """Outside virtual-8086 mode, the DPL of SS is 0 if CR0.PE of the guest is 0."""
-    return bool(in_v8086(vmcs) or vmcs[F.GUEST_CR0] & Cr0.PE) or _dpl(vmcs, "ss") == 0
+    return bool(in_v8086(vmcs) or vmcs[F.GUEST_CR0] & Cr0.PE) or _dpl(vmcs, _SS) == 0
 
 
 # Access rights: with FRED transitions
@@ -238,7 +240,7 @@ _FRED = only(F.GUEST_CR4, Cr4.FRED)
 
 def _fred_ring(vmcs: Vmcs) -> int | None:
     """Return the privilege level at which a guest with FRED starts, None without FRED."""
-    return _dpl(vmcs, "ss") if vmcs[F.GUEST_CR4] & Cr4.FRED else None
+    return _dpl(vmcs, _SS) if vmcs[F.GUEST_CR4] & Cr4.FRED else None
 
 
 @check("guest.ss.dpl.fred", SEGMENTS, _FRED, _SS_DPL)
@@ -247,10 +249,10 @@ def fred_guest_starts_in_ring_0_or_3(vmcs: Vmcs, processor: Processor) -> bool:
     return _fred_ring(vmcs) in (None, 0, 3)
 
 
-@check("guest.cs.l.fred_ring0", SEGMENTS, _FRED, _SS_DPL, only(F.GUEST_CS_ACCESS_RIGHTS, Ar.L))
+@check("guest.cs.l.fred_ring0", SEGMENTS, _FRED, _SS_DPL, only(_CS, Ar.L))
 def fred_ring_0_is_64bit(vmcs: Vmcs, processor: Processor) -> bool:
     """If CR4.FRED of the guest is 1 and the DPL of SS is 0, CS.L is 1."""
-    return _fred_ring(vmcs) != 0 or bool(vmcs[F.GUEST_CS_ACCESS_RIGHTS] & Ar.L)
+    return _fred_ring(vmcs) != 0 or bool(vmcs[_CS] & Ar.L)
 
 
 @check("guest.rflags.iopl.fred_ring3", SEGMENTS, _FRED, _SS_DPL, only(F.GUEST_RFLAGS, Rflags.IOPL))
@@ -333,15 +335,13 @@ for _name in CODE_AND_DATA:
     SEGMENTS,
     VIRTUAL_8086,
     Entry.IA32E_MODE_GUEST,
-    only(F.GUEST_CS_ACCESS_RIGHTS, Ar.L | Ar.DB),
+    only(_CS, Ar.L | Ar.DB),
 )
 def cs_is_not_both_64bit_and_32bit(vmcs: Vmcs, processor: Processor) -> bool:
     """Outside virtual-8086 mode and if "IA-32e mode guest" is 1, CS.D is 0 if CS.L is 1."""
     both = Ar.L | Ar.DB
     return (
-        bool(in_v8086(vmcs))
-        or not vmcs.entry & Entry.IA32E_MODE_GUEST
-        or vmcs[F.GUEST_CS_ACCESS_RIGHTS] & both != both
+        bool(in_v8086(vmcs)) or not vmcs.entry & Entry.IA32E_MODE_GUEST or vmcs[_CS] & both != both
     )
 
 

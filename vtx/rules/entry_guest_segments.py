@@ -36,6 +36,8 @@ CODE_AND_DATA = ("cs", "ss", "ds", "es", "fs", "gs")
 _ABOVE_32 = ~0xFFFF_FFFF & MASK64
 _CANONICAL_BITS = ~0x7FFF_FFFF_FFFF & MASK64
 VIRTUAL_8086 = only(F.GUEST_RFLAGS, Rflags.VM)
+_RFLAGS, _VM = VIRTUAL_8086
+_UNRESTRICTED = int(Proc2.UNRESTRICTED_GUEST)
 _V8086_ACCESS_RIGHTS = 0xF3
 
 
@@ -61,12 +63,12 @@ def access_rights(name: str) -> F:
 
 def in_v8086(vmcs: Vmcs) -> int:
     """Return RFLAGS.VM of the guest (not shifted)."""
-    return vmcs[F.GUEST_RFLAGS] & Rflags.VM
+    return vmcs[_RFLAGS] & _VM
 
 
 def is_unrestricted(vmcs: Vmcs) -> int:
     """Return "unrestricted guest" (not shifted)."""
-    return vmcs.proc2 & Proc2.UNRESTRICTED_GUEST
+    return vmcs.proc2 & _UNRESTRICTED
 
 
 # Selectors
@@ -128,7 +130,7 @@ def _define_v8086(name: str) -> None:
         rule=f"In virtual-8086 mode the {register} base is the {register} selector shifted left 4.",
     )
     def base_is_16_times_the_selector(vmcs: Vmcs, processor: Processor) -> bool:
-        return not in_v8086(vmcs) or vmcs[base_field] == vmcs[selector_field] << 4
+        return not vmcs[_RFLAGS] & _VM or vmcs[base_field] == vmcs[selector_field] << 4
 
     @check(
         f"guest.{name}.limit.v8086",
@@ -139,7 +141,7 @@ def _define_v8086(name: str) -> None:
         rule=f"In virtual-8086 mode the {register} limit is 0000FFFFH.",
     )
     def limit_is_64_kib(vmcs: Vmcs, processor: Processor) -> bool:
-        return not in_v8086(vmcs) or vmcs[limit_field] == 0xFFFF
+        return not vmcs[_RFLAGS] & _VM or vmcs[limit_field] == 0xFFFF
 
     @check(
         f"guest.{name}.ar.v8086",
@@ -153,7 +155,7 @@ def _define_v8086(name: str) -> None:
         ),
     )
     def access_rights_are_those_of_a_v8086_segment(vmcs: Vmcs, processor: Processor) -> bool:
-        return not in_v8086(vmcs) or vmcs[rights_field] == _V8086_ACCESS_RIGHTS
+        return not vmcs[_RFLAGS] & _VM or vmcs[rights_field] == _V8086_ACCESS_RIGHTS
 
 
 for _name in CODE_AND_DATA:

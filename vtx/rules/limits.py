@@ -6,10 +6,12 @@ hold it?" are the same question.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, TypeVar
 
 from vtx.bits import bit, bits, is_canonical
-from vtx.facts.controls import Proc1, Proc2
+from vtx.facts.controls import GROUPS, Proc1, Proc2
 from vtx.facts.msrs import Msr
 from vtx.machine.registers import Cr4, Efer
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from vtx.machine.shape import Shape
 
 __all__ = [
+    "allowed_settings",
     "canonical",
     "cr3_reserved",
     "cr3_target_count",
@@ -26,6 +29,7 @@ __all__ = [
     "fred_config_reserved",
     "has_bus_lock_detect",
     "has_intel64",
+    "has_lam",
     "has_monitor_trap_flag",
     "has_rtm",
     "has_sgx",
@@ -41,8 +45,30 @@ __all__ = [
 ]
 
 _ALL = 0xFFFF_FFFF_FFFF_FFFF
+_Value = TypeVar("_Value")
 _KEYID_BITS = (39, 36)
-_PAT_TYPES = frozenset({0, 1, 4, 5, 6, 7})
+_EACH_BYTE = 0x0101_0101_0101_0101
+
+
+def _once(function: Callable[[Shape], _Value]) -> Callable[[Shape], _Value]:
+    """Compute a property of a shape once; a shape never changes, and VM entry asks often."""
+    name = f"vtx.rules.limits.{function.__name__}"
+
+    @wraps(function)
+    def known(shape: Shape) -> _Value:
+        properties = shape.__dict__
+        if name not in properties:
+            properties[name] = function(shape)
+        value: _Value = properties[name]
+        return value
+
+    return known
+
+
+@_once
+def allowed_settings(shape: Shape) -> dict[str, tuple[int, int]]:
+    """Return what the CPU allows of each control word: the bits that must, and may, be 1."""
+    return {key: (shape.allowed0(key), shape.allowed1(key)) for key in GROUPS}
 
 
 def _key_id_bits(shape: Shape) -> int:
@@ -51,6 +77,7 @@ def _key_id_bits(shape: Shape) -> int:
     return bits(activate, *_KEYID_BITS) if bit(activate, 0) else 0
 
 
+@_once
 def physical_width(shape: Shape) -> int:
     """Return the width of physical addresses of VMX structures.
 
@@ -59,11 +86,13 @@ def physical_width(shape: Shape) -> int:
     return min(shape.physical_width, shape.maxphyaddr - _key_id_bits(shape))
 
 
+@_once
 def page_table_width(shape: Shape) -> int:
     """Return the width of physical addresses in paging structures outside EPT."""
     return shape.maxphyaddr - _key_id_bits(shape)
 
 
+@_once
 def cr3_target_count(shape: Shape) -> int:
     """Return the number of CR3-target values (IA32_VMX_MISC[24:16])."""
     return bits(shape.msr(Msr.IA32_VMX_MISC), 24, 16)
@@ -87,6 +116,7 @@ def cr4_may_be_1(shape: Shape, flag: Cr4) -> bool:
     return bool(shape.msr(Msr.IA32_VMX_CR4_FIXED1) & flag)
 
 
+@_once
 def has_sgx(shape: Shape) -> bool:
     """Tell whether the CPU has SGX: its ENCLS can be made to exit, or the profile says so."""
     return "sgx" in shape.features or shape.supports(Proc2.ENABLE_ENCLS_EXITING)
@@ -102,9 +132,16 @@ def has_bus_lock_detect(shape: Shape) -> bool:
     return "bus_lock_detect" in shape.features
 
 
+@_once
 def has_monitor_trap_flag(shape: Shape) -> bool:
     """Tell whether the CPU supports the 1-setting of "monitor trap flag"."""
     return shape.supports(Proc1.MONITOR_TRAP_FLAG)
+
+
+@_once
+def has_lam(shape: Shape) -> bool:
+    """Tell whether the CPU has linear-address masking."""
+    return "lam" in shape.features or cr4_may_be_1(shape, Cr4.LAM_SUP)
 
 
 def cr3_reserved(shape: Shape, width: int) -> int:
@@ -113,11 +150,10 @@ def cr3_reserved(shape: Shape, width: int) -> int:
     The LAM bits (62 and 61) are not reserved on a CPU with linear-address masking.
     """
     reserved = _ALL >> width << width
-    if "lam" in shape.features or cr4_may_be_1(shape, Cr4.LAM_SUP):
-        reserved &= ~(3 << 61)
-    return reserved
+    return reserved & ~(3 << 61) if has_lam(shape) else reserved
 
 
+@_once
 def efer_reserved(shape: Shape) -> int:
     """Return the reserved bits of IA32_EFER."""
     defined = 0
@@ -130,9 +166,11 @@ def efer_reserved(shape: Shape) -> int:
 
 def is_valid_pat(value: int) -> bool:
     """Tell whether each of the eight bytes of IA32_PAT is a memory type (0, 1, 4, 5, 6 or 7)."""
-    return all(byte in _PAT_TYPES for byte in value.to_bytes(8, "little"))
+    # In each byte: bits 7:3 are 0, and bit 1 comes only with bit 2.
+    return not value & 0xF8 * _EACH_BYTE and not value >> 1 & ~(value >> 2) & _EACH_BYTE
 
 
+@_once
 def debugctl_reserved(shape: Shape) -> int:
     """Return the reserved bits of IA32_DEBUGCTL (SDM, "IA32_DEBUGCTL MSR").
 
@@ -157,6 +195,7 @@ def _counters(shape: Shape, kind: str, otherwise: int) -> int:
     return max(numbers, default=otherwise)
 
 
+@_once
 def perf_global_ctrl_reserved(shape: Shape) -> int:
     """Return the reserved bits of IA32_PERF_GLOBAL_CTRL.
 
