@@ -188,6 +188,7 @@ def deliver(processor: Processor, event: Event) -> ExitInformation | None:
     NotSupported
         The guest is not in IA-32e mode.
     """
+    _report(processor, event)
     try:
         through_idt(processor, event, rf=_resume_flag(processor, event))
     except GuestFault as fault:
@@ -198,13 +199,20 @@ def deliver(processor: Processor, event: Event) -> ExitInformation | None:
     return None
 
 
+def _report(processor: Processor, event: Event) -> None:
+    """Update CR2 and DR6: that comes before delivery, so an exit during delivery finds it done.
+
+    An injected event has no conditions of its own to report.
+    """
+    if event.vector == PF and event.type == EventType.HARDWARE_EXCEPTION and event.fault:
+        processor.regs.cr2 = event.qualification
+    elif event.vector == DB and event.type == EventType.HARDWARE_EXCEPTION:
+        _update_debug_registers(processor, event.qualification)
+
+
 def _delivered(processor: Processor, event: Event) -> None:
     """Update what delivery changes beside the frame and the registers it loads."""
     regs = processor.regs
-    if event.vector == PF and event.type == EventType.HARDWARE_EXCEPTION and event.fault:
-        regs.cr2 = event.qualification
-    elif event.vector == DB and event.type == EventType.HARDWARE_EXCEPTION:
-        _update_debug_registers(processor, event.qualification)
     if event.type == EventType.NMI:
         block_nmis(processor)
     regs.interruptibility_state &= ~_BLOCKING
