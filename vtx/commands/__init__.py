@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vtx.commands.base import Command
+from vtx.commands.check import Check
 from vtx.commands.compare import Compare
 from vtx.commands.explain import Explain
 from vtx.commands.profiles import Profiles
@@ -11,4 +12,4 @@ from vtx.commands.replay import Replay
 __all__ = ["COMMANDS", "Command"]
 
 #: In the order in which help lists them.
-COMMANDS: tuple[type[Command], ...] = (Replay, Compare, Profiles, Explain)
+COMMANDS: tuple[type[Command], ...] = (Replay, Compare, Check, Profiles, Explain)
