@@ -170,7 +170,9 @@ def test_all_ways_of_adding_up_agree(
         assert sum(sum(half.values()) for half in halves) == row.cycles
     if ledger.cycles:
         assert sum(ledger.share(status) for status in Status) == pytest.approx(1)
-    assert ledger.samples == sum(row[Event.VM_EXIT] for row in run.events.counts.values())
+    kinds = (Event.VM_EXIT, Event.ENTRY_FAILURE)
+    exits = sum(row[kind] for row in run.events.counts.values() for kind in kinds)
+    assert ledger.samples == exits
 
 
 @given(counts=COUNTS, translation=COUNTERS)

@@ -159,7 +159,7 @@ class Row:
     reason : int
         Basic exit reason.
     samples : int
-        VM exits with this reason.
+        VM exits with this reason, failed VM entries among them.
     cells : tuple of Cell
         What happened from each exit to the entry that ended its handling.
     round_trip : Price
@@ -358,7 +358,8 @@ def _row(reason: int, counts: Sequence[int], profile: Profile) -> Row:
     cells = tuple(
         Cell(category, counts[event], profile.prices[key]) for category, event, key in _EVENTS
     )
-    return Row(reason, counts[Event.VM_EXIT], cells, profile.prices["round_trip"])
+    samples = counts[Event.VM_EXIT] + counts[Event.ENTRY_FAILURE]
+    return Row(reason, samples, cells, profile.prices["round_trip"])
 
 
 def _counter(translation: Mapping[str, int], name: str) -> int:

@@ -171,7 +171,8 @@ _TLBS = (
     ("l2d", "second level, data"),
 )
 _TRANSLATION_EVENTS = (
-    ("walks", "page walks"),
+    ("walks", "page walks completed"),
+    ("walks_stopped", "stopped by an event"),
     ("page_faults", "page faults"),
     ("ept_violations", "EPT violations"),
     ("invalidated", "TLB entries invalidated"),
