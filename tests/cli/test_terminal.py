@@ -17,10 +17,10 @@ class Terminal(io.StringIO):
         return True
 
 
-def on_a_terminal(*arguments: str) -> str:
+def on_a_terminal(*arguments: str, columns: int = 200) -> str:
     """Return what a command prints with a terminal as its standard output."""
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "200"}
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns)}
     environment.pop("NO_COLOR", None)
     with subprocess.Popen(
         [sys.executable, "-m", "vtx", *arguments],
@@ -47,6 +47,12 @@ def test_a_table_on_a_terminal_has_bold_headings_and_the_same_figures() -> None:
     text = on_a_terminal("profiles")
     assert "\x1b[1m" in text
     for figure in ("~382", "no data", "3,963"):
+        assert figure in text
+
+
+def test_a_narrow_terminal_cuts_no_figure() -> None:
+    text = on_a_terminal("profiles", columns=30)
+    for figure in ("prescott_p4_672", "3,963", "2,409", "1,554", "377", "fault_exit_extra"):
         assert figure in text
 
 

@@ -132,6 +132,17 @@ def test_json_and_csv_say_the_same_as_the_ledger() -> None:
             assert line["cycles"] == line["vmread_cycles"] == ""
 
 
+def test_what_no_cpu_prices_is_said_once() -> None:
+    def run(profile: Profile) -> Run:
+        result = Run(translation={"l2d_hits": 3})
+        result.events.count(Event.DELIVERY, 7)
+        return result
+
+    text = str(compare(["haswell", "airmont_n3150"], run))
+    assert text.count("7 events delivered through the guest's IDT") == 1
+    assert "Not in the total of airmont_n3150: 3 second-level TLB hits" in text
+
+
 def test_progress_is_told_each_profile() -> None:
     told: list[tuple[str, int, int]] = []
     compare(["haswell", "skylake_sp"], Runner(), progress=lambda *what: told.append(what))

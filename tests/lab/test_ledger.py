@@ -85,8 +85,8 @@ def test_what_has_no_price_is_named_and_not_counted() -> None:
     assert before.cycles == after.cycles
     assert not before.unpriced
     assert {entry.what: entry.count for entry in after.unpriced} == {
-        "event injection": 7,
-        "INVEPT and INVVPID": 7,
+        "event injections": 7,
+        "INVEPTs and INVVPIDs": 7,
         "other VMX instructions": 7,
         "events delivered through the guest's IDT": 7,
     }

@@ -43,7 +43,7 @@ def test_exits_of_a_run() -> None:
     assert cells["total"][3] == "~2,901"
     text = str(table)
     assert "88% measured, 0% derived, 12% estimated" in text
-    assert "1 event injection (no published figure is known)" in text
+    assert "1 event injections (no published figure is known)" in text
     assert "software of exit handlers" in text
 
 

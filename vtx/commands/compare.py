@@ -59,19 +59,37 @@ class Compare(Command):
         vmm = load_handlers(args.handlers)
         runs: dict[str, Run] = {}
         with Progress("running") as progress, blame_handlers(args.handlers):
+            position = _Position(progress, len(profiles))
 
             def run(profile: Profile) -> Counted:
-                runs[profile.id] = replay(trace, profile.shape, vmm=vmm)
-                return runs[profile.id]
+                ran = replay(trace, profile.shape, vmm=vmm, progress=position.within)
+                runs[profile.id] = ran
+                return ran
 
-            comparison = compare(
-                profiles,
-                run,
-                title=f"{trace.name} on {len(profiles)} CPU profiles",
-                progress=lambda name, done, total: progress.update(done, total, name),
-            )
+            title = f"{trace.name} on {len(profiles)} CPU profiles"
+            comparison = compare(profiles, run, title=title, progress=position.begin)
         _write(output, comparison, args.baseline)
         return _verdict(comparison, runs)
+
+
+class _Position:
+    """How far a comparison is: profiles that are done, and how far the current run is."""
+
+    def __init__(self, progress: Progress, profiles: int) -> None:
+        self._progress = progress
+        self._profiles = profiles
+        self._done = 0
+        self._name = ""
+
+    def begin(self, name: str, done: int, total: int) -> None:
+        """Begin the next profile."""
+        self._name, self._done = name, done
+        self._progress.update(done, total, name)
+
+    def within(self, steps: int, total: int) -> None:
+        """Tell how far the run is."""
+        part = steps / total if total else 0.0
+        self._progress.update(self._done + part, self._profiles, self._name)
 
 
 def _write(output: Output, comparison: Comparison, wanted: str | None) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["Output", "add_output_arguments"]
 
 FORMATS = ("table", "json", "csv")
+#: Texts in a table on a terminal are folded to no less than so many columns.
+_FOLDED = 40
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,6 +121,12 @@ class Output:
                 os.unlink(name)
 
 
+def _least_width(table: Table) -> int:
+    """Return how wide a table is at least if its long texts are folded."""
+    cells = zip(*([column.heading for column in table.columns], *table.rows), strict=True)
+    return sum(min(max(map(len, column)), _FOLDED) + 1 for column in cells)
+
+
 def _show(tables: Sequence[Table]) -> None:
     """Print tables on a terminal: bold headings, long text folded to its width."""
     from rich.console import Console
@@ -128,6 +136,8 @@ def _show(tables: Sequence[Table]) -> None:
     from vtx.lab.table import printable
 
     console = Console()
+    # A terminal that is too narrow wraps lines; rich would cut figures off.
+    console.width = max(console.width, *(_least_width(table) for table in tables))
     for table in tables:
         if table.title:
             console.print(Text(printable(table.title), style="bold"))

@@ -44,7 +44,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, done: int, total: int, label: str = "") -> None:
+    def update(self, done: float, total: float, label: str = "") -> None:
         """Tell how many of `total` parts are done, and which is being worked on."""
         if self._bar is None and not self._appear():
             return

@@ -79,7 +79,10 @@ def _tables(run: Run, ledger: Ledger) -> list[Table]:
     from vtx.lab.report import exit_table, summary_table, translation_table
 
     profile = ledger.profile
-    title = f"{run.name} on {profile.id} ({profile.name}, {profile.nominal_ghz:g} GHz)"
+    title = (
+        f"{run.name} on {profile.id} ({profile.name}, {profile.nominal_ghz:g} GHz): "
+        f"{run.total_exits:,} exits in {run.steps:,} steps, {run.outcome}"
+    )
     tables = [exit_table(ledger, title), translation_table(ledger), summary_table(run.translation)]
     if run.results:
         tables.append(_expectations(run))
@@ -91,10 +94,20 @@ def _expectations(run: Run) -> Table:
 
     columns = (Column("expectation"), Column("expected", True), Column("actual", True), Column(""))
     rows = [
-        [result.what, str(result.expected), str(result.actual), "ok" if result.holds else "FAILED"]
+        [
+            result.what,
+            _value(result.expected),
+            _value(result.actual),
+            "ok" if result.holds else "FAILED",
+        ]
         for result in run.results
     ]
     return Table("", columns, rows)
+
+
+def _value(value: int | str) -> str:
+    """Return a value as people write it: counts in decimal, addresses and registers in hex."""
+    return f"{value:#x}" if isinstance(value, int) and value >= 1 << 16 else str(value)
 
 
 def _document(run: Run, ledger: Ledger) -> dict[str, Any]:
@@ -103,6 +116,9 @@ def _document(run: Run, ledger: Ledger) -> dict[str, Any]:
         "trace": {"name": run.name, "file": run.file},
         "profile": ledger.profile.summary(),
         "outcome": run.outcome,
+        "message": run.message or None,
+        "steps": run.steps,
+        "references": run.references,
         "exits": ledger.samples,
         "ledger": ledger.as_dict(),
         "translation": dict(run.translation),

@@ -41,9 +41,9 @@ class Category(StrEnum):
     FAULT = "fault extra"
     VMREAD = "VMREAD"
     VMWRITE = "VMWRITE"
-    INVALIDATION = "INVEPT and INVVPID"
+    INVALIDATION = "INVEPTs and INVVPIDs"
     VMX_INSTRUCTION = "other VMX instructions"
-    INJECTION = "event injection"
+    INJECTION = "event injections"
     ENTRY = "entry transition"
 
     @property

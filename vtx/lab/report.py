@@ -240,13 +240,22 @@ def comparison_table(comparison: Comparison, baseline: str | None = None) -> Tab
         "Not in the totals: the guest's own instructions, and the software of exit handlers."
     )
     remarks += [f"{o.profile.id}: {o.why}" for o in comparison.outcomes if o.why]
-    for outcome in comparison.priced:
-        remarks += [
-            f"{outcome.profile.id}: not in the total: {u.count:,} {u.what} ({u.why})"
-            for u in outcome.ledger.unpriced
-            if u.what in {category.value for category in Category}
-        ]
+    remarks += _unpriced_anywhere(comparison)
     return Table(comparison.title, _COMPARE_COLUMNS, rows, remarks)
+
+
+def _unpriced_anywhere(comparison: Comparison) -> list[str]:
+    """Return what totals do not hold, each thing once, with the profiles if it is not all."""
+    profiles: dict[str, list[str]] = {}
+    for outcome in comparison.priced:
+        for entry in outcome.ledger.unpriced:
+            line = f"{entry.count:,} {entry.what} ({entry.why})"
+            profiles.setdefault(line, []).append(outcome.profile.id)
+    everywhere = len(comparison.priced)
+    return [
+        f"Not in the total{'s' if len(ids) == everywhere else ' of ' + ', '.join(ids)}: {line}."
+        for line, ids in profiles.items()
+    ]
 
 
 def _outcome_cells(outcome: Outcome, base: Outcome | None) -> list[str]:
