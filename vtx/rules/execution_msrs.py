@@ -34,6 +34,8 @@ _PAGING_MSRS = frozenset({Msr.IA32_EFER, Msr.IA32_PKRS})
 #: WRMSR to these does something once and leaves nothing to read.
 _COMMANDS = frozenset({Msr.IA32_PRED_CMD, Msr.IA32_FLUSH_CMD})
 _PT_IN_VMX = 14
+#: IA32_APIC_BASE after reset: enabled, at its default address.
+_APIC_BASE, _BOOTSTRAP_PROCESSOR = 0xFEE0_0800, 1 << 8
 #: What :func:`wrmsr_fault` says of MSRs that do not exist.
 _MISSING = frozenset({"there is no such MSR", "the CPU does not have the MSR"})
 _LMA = 1 << 10
@@ -82,9 +84,13 @@ def read(processor: Processor, msr: int) -> int:
     vmcs = _vmcs(processor)
     if msr == Msr.IA32_SPEC_CTRL and vmcs.proc3 & Proc3.VIRTUALIZE_IA32_SPEC_CTRL:
         return vmcs[Field.IA32_SPEC_CTRL_SHADOW]
+    if msr in processor.regs.msrs and msr not in _COMMANDS:
+        return processor.regs.msrs[msr]
     if msr in processor.shape.msrs:
         return processor.shape.msrs[msr]
-    if msr in _COMMANDS or (msr not in processor.regs.msrs and _missing(processor, msr)):
+    if msr == Msr.IA32_APIC_BASE:
+        return _APIC_BASE | (0 if processor.number else _BOOTSTRAP_PROCESSOR)
+    if msr in _COMMANDS or _missing(processor, msr):
         raise _fault(f"RDMSR of {msr:#x}: there is no such MSR")
     return processor.regs.read_msr(msr)
 
