@@ -115,7 +115,7 @@ class _Player:
         self.vmm = vmm
         self.failure: VMfail | None = None
         self.check = ""
-        vmm.begin(make_guest(trace.header, machine, trace.name))
+        vmm.begin(make_guest(trace.header, machine, trace.name, trace.entry_points))
         if progress is not None:
             vmm.watch = self._watcher(progress)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -75,7 +75,9 @@ def make_machine(header: Header, shape: Shape) -> Machine:
     return machine
 
 
-def make_guest(header: Header, machine: Machine, name: str) -> Guest:
+def make_guest(
+    header: Header, machine: Machine, name: str, entry_points: Mapping[int, int]
+) -> Guest:
     """Let every processor enter VMX operation with a VMCS for the guest.
 
     Parameters
@@ -86,6 +88,8 @@ def make_guest(header: Header, machine: Machine, name: str) -> Guest:
         Of :func:`make_machine`.
     name : str
         Of the trace, for messages.
+    entry_points : mapping of int to int
+        Where the program of a logical processor begins.
 
     Returns
     -------
@@ -106,7 +110,8 @@ def make_guest(header: Header, machine: Machine, name: str) -> Guest:
     )
     for cpu in machine.cpus:
         cpu.vmxon()
-        cpu.load(_Settings(header, machine, name).vmcs(cpu.number))
+        settings = _Settings(header, machine, name)
+        cpu.load(settings.vmcs(cpu.number, entry_points.get(cpu.number)))
         _load_registers(cpu, header)
         guest.vcpus[cpu.number] = Vcpu(cpu)
     if header.ept.enabled and header.ept.map_all:
@@ -132,7 +137,7 @@ class _Settings:
         self.shape = machine.shape
         self.name = name
 
-    def vmcs(self, processor: int) -> Vmcs:
+    def vmcs(self, processor: int, entry_point: int | None) -> Vmcs:
         """Return the VMCS of one logical processor."""
         header, guest = self.header, self.header.guest
         base = 0 if header.ept.enabled else GUEST_BASE
@@ -144,8 +149,8 @@ class _Settings:
         )
         for field in (Field.GUEST_RIP, Field.GUEST_RSP):
             vmcs[field] = start[field]
-        if guest.entry is not None:
-            vmcs[Field.GUEST_RIP] = guest.entry + processor * image.TEXT_STRIDE
+        if entry_point is not None:
+            vmcs[Field.GUEST_RIP] = entry_point
         for name, field in _IN_VMCS.items():
             if name in guest.registers:
                 vmcs[field] = guest.registers[name]

@@ -17,7 +17,7 @@ from vtx.hypervisor.header import KEYS, read_header
 from vtx.hypervisor.listing import Listing, StreamLine, parse_listing
 from vtx.hypervisor.options import Header
 from vtx.hypervisor.programs import Segment, length_of, segments_of
-from vtx.machine.program import Loop, Operation, Program
+from vtx.machine.program import Instruction, Loop, Operation, Program
 from vtx.profiles.document import Item, parse_document, read_text
 
 if TYPE_CHECKING:
@@ -108,6 +108,19 @@ class Trace:
         return self.segments[0].program
 
     @property
+    def entry_points(self) -> Mapping[int, int]:
+        """Address of the first instruction of each logical processor that begins with one."""
+        first: dict[int, Operation] = {}
+        for segment in self.segments:
+            steps = (step for step in segment.program.operations if not _is_event(step))
+            first.setdefault(segment.processor, next(steps, segment.program.operations[0]))
+        return {
+            processor: step.rip
+            for processor, step in first.items()
+            if isinstance(step, Instruction) and step.length
+        }
+
+    @property
     def steps(self) -> int:
         """Steps and references of the program, loops multiplied out, its handlers left out."""
         return sum(length_of(segment.program) for segment in self.segments)
@@ -119,6 +132,10 @@ class Trace:
         if stream is None or self.records is None:
             return 0
         return (len(self.records) if stream.stop is None else stream.stop) - stream.start
+
+
+def _is_event(step: Operation) -> bool:
+    return isinstance(step, Instruction) and not step.length
 
 
 def load_trace(path: str | Path) -> Trace:

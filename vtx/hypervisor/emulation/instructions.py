@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vtx.bits import MASK32, MASK64, bits
-from vtx.facts.controls import Proc2
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
 from vtx.facts.instructions import GENERAL_REGISTERS
@@ -125,7 +124,7 @@ class Instructions(MsrAccesses):
     @on(ExitReason.INVLPG)
     def invlpg(self, cpu: Cpu, exit: Exit) -> None:
         """Forget the translation of one page in the guest's VPID."""
-        if cpu.vmread(Field.SECONDARY_PROCESSOR_BASED_CONTROLS) & Proc2.ENABLE_VPID:
+        if self.uses_vpid(cpu):
             vpid, address = cpu.vmread(Field.VPID), exit.qualification
             if cpu.shape.ept_vpid_cap(40):
                 cpu.invvpid(_INDIVIDUAL_ADDRESS, address << 64 | vpid)

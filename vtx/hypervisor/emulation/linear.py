@@ -70,7 +70,7 @@ class LinearMemory(RegisterAccesses):
         """
         if not cpu.vmread(Field.GUEST_CR0) & Cr0.PG:
             return linear
-        if not cpu.vmread(Field.GUEST_IA32_EFER) & Efer.LMA:
+        if not self.guest_efer(cpu) & Efer.LMA:
             raise NotSupported("the VMM walks 4-level and 5-level page tables only")
         top = 48 if cpu.vmread(Field.GUEST_CR4) & Cr4.LA57 else 39
         table = cpu.vmread(Field.GUEST_CR3) & _ADDRESS
@@ -130,5 +130,5 @@ class LinearMemory(RegisterAccesses):
         return address & MASK64
 
     def _in_64bit_mode(self, cpu: Cpu) -> bool:
-        long_mode = cpu.vmread(Field.GUEST_IA32_EFER) & Efer.LMA
+        long_mode = self.guest_efer(cpu) & Efer.LMA
         return bool(long_mode and cpu.vmread(Field.GUEST_CS_ACCESS_RIGHTS) >> 13 & 1)

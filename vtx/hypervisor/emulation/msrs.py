@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vtx.bits import MASK32, MASK64, bits
-from vtx.facts.controls import Proc1
+from vtx.facts.controls import Entry, Proc1
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
 from vtx.facts.instructions import GENERAL_REGISTERS
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MsrAccesses"]
 
-#: MSRs that VM entry loads from the VMCS.
+#: MSRs that VM entry always loads from the VMCS.
 IN_VMCS: dict[int, Field] = {
-    Msr.IA32_EFER: Field.GUEST_IA32_EFER,
-    Msr.IA32_PAT: Field.GUEST_IA32_PAT,
     Msr.IA32_DEBUGCTL: Field.GUEST_IA32_DEBUGCTL,
     Msr.IA32_SYSENTER_CS: Field.GUEST_IA32_SYSENTER_CS,
     Msr.IA32_SYSENTER_ESP: Field.GUEST_IA32_SYSENTER_ESP,
@@ -32,7 +30,7 @@ IN_VMCS: dict[int, Field] = {
     Msr.IA32_FS_BASE: Field.GUEST_FS_BASE,
     Msr.IA32_GS_BASE: Field.GUEST_GS_BASE,
 }
-#: MSRs that VM entry and VM exit leave alone: the guest's values stay in the CPU.
+#: MSRs that VM entry and VM exit leave alone, IA32_PAT on some CPUs: the values stay in the CPU.
 IN_CPU = frozenset(
     {
         Msr.IA32_STAR,
@@ -41,6 +39,7 @@ IN_CPU = frozenset(
         Msr.IA32_FMASK,
         Msr.IA32_KERNEL_GS_BASE,
         Msr.IA32_TSC_AUX,
+        Msr.IA32_PAT,
     }
 )
 #: MSRs that the VMM makes up, with their values at the start.
@@ -113,6 +112,10 @@ class MsrAccesses(RegisterAccesses):
         """Return an MSR as the guest sees it; None if it has no such MSR."""
         if index in IN_VMCS:
             return cpu.vmread(IN_VMCS[index])
+        if index == Msr.IA32_EFER:
+            return self.guest_efer(cpu)
+        if index == Msr.IA32_PAT and self._switches_pat(cpu):
+            return cpu.vmread(Field.GUEST_IA32_PAT)
         if index in IN_CPU:
             return cpu.regs.read_msr(index)
         if index == Msr.IA32_TIME_STAMP_COUNTER:
@@ -136,6 +139,8 @@ class MsrAccesses(RegisterAccesses):
             return self._write_efer(cpu, value)
         if index in IN_VMCS:
             cpu.vmwrite(IN_VMCS[index], value)
+        elif index == Msr.IA32_PAT and self._switches_pat(cpu):
+            cpu.vmwrite(Field.GUEST_IA32_PAT, value)
         elif index in IN_CPU:
             cpu.regs.write_msr(index, value)
         elif index == Msr.IA32_TIME_STAMP_COUNTER:
@@ -147,11 +152,14 @@ class MsrAccesses(RegisterAccesses):
         return True
 
     def _write_efer(self, cpu: Cpu, value: int) -> bool:
-        old = cpu.vmread(Field.GUEST_IA32_EFER)
+        old = self.guest_efer(cpu)
         if (value ^ old) & Efer.LME and cpu.vmread(Field.GUEST_CR0) >> 31 & 1:
             return False
-        cpu.vmwrite(Field.GUEST_IA32_EFER, value & ~Efer.LMA | old & Efer.LMA)
+        self.set_guest_efer(cpu, value & ~Efer.LMA | old & Efer.LMA)
         return True
+
+    def _switches_pat(self, cpu: Cpu) -> bool:
+        return bool(cpu.vmread(Field.VM_ENTRY_CONTROLS) & Entry.LOAD_IA32_PAT)
 
     def _tsc_offset(self, cpu: Cpu) -> int:
         controls = cpu.vmread(Field.PRIMARY_PROCESSOR_BASED_CONTROLS)

@@ -21,6 +21,7 @@ __all__ = ["RegisterAccesses"]
 
 _DR7_FIXED_1, _DR6_FIXED_1 = 1 << 10, 0xFFFF_0FF0
 _LMSW_BITS = 0xF
+_LONG_MODE = Efer.LME | Efer.LMA
 _SINGLE_CONTEXT = 1
 _XCR0_X87, _XCR0_SSE, _XCR0_AVX = 1, 2, 4
 _RETAINING_GLOBALS = 3
@@ -107,7 +108,7 @@ class RegisterAccesses(Events):
 
     def _switch_mode(self, cpu: Cpu, cr0: int) -> bool:
         """Enter or leave IA-32e mode as paging goes on or off; return False if that is #GP(0)."""
-        efer = cpu.vmread(Field.GUEST_IA32_EFER)
+        efer = self.guest_efer(cpu)
         paging = bool(cr0 & Cr0.PG)
         if not efer & Efer.LME or paging == bool(efer & Efer.LMA):
             return True
@@ -115,12 +116,36 @@ class RegisterAccesses(Events):
             return False
         if not paging and cpu.vmread(Field.GUEST_CS_ACCESS_RIGHTS) >> 13 & 1:
             return False
-        efer = efer | Efer.LMA if paging else efer & ~Efer.LMA
-        cpu.vmwrite(Field.GUEST_IA32_EFER, efer)
+        self.set_guest_efer(cpu, efer | Efer.LMA if paging else efer & ~Efer.LMA)
         controls = cpu.vmread(Field.VM_ENTRY_CONTROLS)
         mode = Entry.IA32E_MODE_GUEST
         cpu.vmwrite(Field.VM_ENTRY_CONTROLS, controls | mode if paging else controls & ~mode)
         return True
+
+    def guest_efer(self, cpu: Cpu) -> int:
+        """Return the guest's IA32_EFER.
+
+        A CPU that does not switch the MSR between guest and host has one for both, but for the
+        mode, which VM entry makes what the controls say.
+        """
+        controls = cpu.vmread(Field.VM_ENTRY_CONTROLS)
+        if controls & Entry.LOAD_IA32_EFER:
+            return cpu.vmread(Field.GUEST_IA32_EFER)
+        mode = _LONG_MODE if controls & Entry.IA32E_MODE_GUEST else 0
+        return cpu.regs.efer & ~_LONG_MODE | mode
+
+    def set_guest_efer(self, cpu: Cpu, value: int) -> None:
+        """Set the guest's IA32_EFER."""
+        if cpu.vmread(Field.VM_ENTRY_CONTROLS) & Entry.LOAD_IA32_EFER:
+            cpu.vmwrite(Field.GUEST_IA32_EFER, value)
+        else:
+            cpu.regs.efer = value & ~_LONG_MODE | cpu.regs.efer & _LONG_MODE
+
+    def uses_vpid(self, cpu: Cpu) -> bool:
+        """Tell whether the guest runs under a VPID."""
+        return cpu.shape.has_vpid and bool(
+            cpu.vmread(Field.SECONDARY_PROCESSOR_BASED_CONTROLS) & Proc2.ENABLE_VPID
+        )
 
     def _write_cr3(self, cpu: Cpu, value: int) -> bool:
         pcide = cpu.vmread(Field.GUEST_CR4) & Cr4.PCIDE
@@ -135,7 +160,7 @@ class RegisterAccesses(Events):
 
     def flush_guest(self, cpu: Cpu, *, globals: bool = True) -> None:
         """Forget the guest's cached translations; without VPIDs the next VM entry does."""
-        if not cpu.vmread(Field.SECONDARY_PROCESSOR_BASED_CONTROLS) & Proc2.ENABLE_VPID:
+        if not self.uses_vpid(cpu):
             return
         kind = _SINGLE_CONTEXT if globals else _RETAINING_GLOBALS
         if not cpu.shape.ept_vpid_cap(40 + kind):
@@ -146,7 +171,7 @@ class RegisterAccesses(Events):
         allowed = cpu.shape.msr(Msr.IA32_VMX_CR4_FIXED1) & ~(Cr4.VMXE | Cr4.SMXE)
         if value & ~allowed:
             return False
-        long_mode = cpu.vmread(Field.GUEST_IA32_EFER) & Efer.LMA
+        long_mode = self.guest_efer(cpu) & Efer.LMA
         old = cpu.vmread(Field.GUEST_CR4)
         if long_mode and (not value & Cr4.PAE or (value ^ old) & Cr4.LA57):
             return False
