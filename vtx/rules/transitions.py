@@ -270,7 +270,7 @@ def _load_host_state(processor: Processor, known: Synced, *, exchanged: bool) ->
     processor.non_root = False
     # CPL 0 in 64-bit mode, with CR0.PE 1: what VMX instructions ask for.
     processor.root_system = regs.system if known.plan.host_64bit else None
-    enter_root(processor)
+    enter_root(processor, known.proc2)
 
 
 def _prepare_for_32bit_host(processor: Processor, vmcs: Vmcs) -> None:

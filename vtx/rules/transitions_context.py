@@ -44,13 +44,15 @@ CONTEXT_FIELDS = frozenset(
 )
 
 
-def leave_root(processor: Processor, *, fresh: bool) -> None:
+def leave_root(processor: Processor, controls: int, *, fresh: bool) -> None:
     """Make the context that of the guest whose state was loaded, at the end of a VM entry.
 
     Parameters
     ----------
     processor : Processor
         In VMX non-root operation, its registers loaded.
+    controls : int
+        Secondary processor-based controls as they act.
     fresh : bool
         Registers or controls may differ from those at the last exit of this VMCS.
     """
@@ -63,7 +65,7 @@ def leave_root(processor: Processor, *, fresh: bool) -> None:
         # RFLAGS.AC and PKRU are not among what makes an entry a fresh one.
         processor.context.rflags = processor.regs.rflags
         processor.context.pkru = processor.regs.pkru
-    if not vmcs.proc2 & _ENABLE_VPID:
+    if not controls & _ENABLE_VPID:
         processor.mmu.flush_vpid(0)
 
 
@@ -85,14 +87,20 @@ def _fill(processor: Processor, vmcs: Vmcs) -> None:
     context.pml_index = vmcs[Field.PML_INDEX]
 
 
-def enter_root(processor: Processor) -> None:
-    """Do what a VM exit does to translation: without VPIDs, forget VPID 0; save the PML index."""
-    vmcs = processor.vmcs
-    assert vmcs is not None
-    controls = vmcs.proc2
+def enter_root(processor: Processor, controls: int) -> None:
+    """Do what a VM exit does to translation: without VPIDs, forget VPID 0; save the PML index.
+
+    Parameters
+    ----------
+    processor : Processor
+        In VMX root operation.
+    controls : int
+        Secondary processor-based controls as they act.
+    """
     if not controls & _ENABLE_VPID:
         processor.mmu.flush_vpid(0)
-    if controls & _ENABLE_PML and processor.context_vmcs is vmcs:
+    vmcs = processor.vmcs
+    if controls & _ENABLE_PML and vmcs is not None and processor.context_vmcs is vmcs:
         vmcs.values[Field.PML_INDEX] = processor.context.pml_index
 
 

@@ -99,6 +99,8 @@ class Synced:
         The last VM exit left `host` and `host_msrs`, and an entry from there arrives at `guest`.
     to_guest, to_host : dict of int to int
         The MSRs that differ between the two.
+    proc2 : int
+        Secondary processor-based controls as they act.
     fresh : bool
         The VM entry under way may load other registers or controls than the last one saved.
     """
@@ -112,6 +114,7 @@ class Synced:
         "host_msrs",
         "paired",
         "plan",
+        "proc2",
         "saved",
         "to_guest",
         "to_host",
@@ -119,6 +122,7 @@ class Synced:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self.proc2 = 0
         self.guest: SystemRegisters | None = None
         self.exact = False
         self.guest_msrs: dict[int, int] = {}
@@ -143,7 +147,9 @@ def synced(processor: Processor) -> Synced:
     if not isinstance(known, Synced) or not dirty.isdisjoint(PLAN_FIELDS):
         plan = plan_for(processor.shape.fields, vmcs.entry, vmcs.exit1, vmcs.exit2)
         known = vmcs.synced = Synced(plan)
+        known.proc2 = vmcs.proc2
         return known
+    known.proc2 = vmcs.proc2
     known.paired = False
     known.fresh = not (known.plan.loads_efer and dirty.isdisjoint(CONTEXT_FIELDS))
     if not dirty.isdisjoint(GUEST_FIELDS):

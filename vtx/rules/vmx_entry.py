@@ -14,7 +14,7 @@ from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
 from vtx.facts.instruction_errors import InstructionError
 from vtx.machine.events import GUEST, Event
-from vtx.machine.registers import Interruptibility
+from vtx.machine.registers import Interruptibility, Rflags
 from vtx.machine.vmcs import NO_LINK
 from vtx.rules import check as checks
 from vtx.rules.injection import inject
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["vmlaunch", "vmresume"]
 
+_VMLAUNCH = ExitReason.VMLAUNCH
+_VMCS_SHADOWING = int(Proc2.VMCS_SHADOWING)
+_VM = int(Rflags.VM)
 _MOV_SS = int(Interruptibility.MOV_SS)
 
 
@@ -66,25 +69,21 @@ def vmresume(processor: Processor) -> ExitInformation | None:
 
 
 def _enter(processor: Processor, name: str, exit_reason: ExitReason) -> ExitInformation | None:
-    vmcs = processor.vmcs
+    vmcs, regs = processor.vmcs, processor.regs
     if (
-        processor.regs.system is not processor.root_system
+        regs.system is not processor.root_system
+        or regs.rflags & _VM
+        or regs.interruptibility_state & _MOV_SS
         or vmcs is None
         or vmcs.shadow
-        or processor.regs.interruptibility_state & _MOV_SS
     ):
         info = _check_instruction(processor, name, exit_reason)
         if info is not None:
             return info
         vmcs = processor.vmcs
         assert vmcs is not None
-    if exit_reason is ExitReason.VMLAUNCH:
-        # 8. The launch state must be clear for VMLAUNCH ...
-        if vmcs.launched:
-            error = InstructionError.VMLAUNCH_NON_CLEAR_VMCS
-            raise fail_valid(processor, name, error, check="basic.vmlaunch_launch_state")
-    elif not vmcs.launched or vmcs.session != processor.vmx_session:
-        raise _not_launched(processor, vmcs)
+    if exit_reason is _VMLAUNCH or not vmcs.launched or vmcs.session != processor.vmx_session:
+        _check_launch_state(processor, exit_reason, vmcs)
     return _enter_guest(processor, name, vmcs)
 
 
@@ -118,13 +117,20 @@ def _check_instruction(
     return None
 
 
-def _not_launched(processor: Processor, vmcs: Vmcs) -> VMfailValid:
-    # 8. ... and launched for VMRESUME, ...
+def _check_launch_state(processor: Processor, exit_reason: ExitReason, vmcs: Vmcs) -> None:
+    if exit_reason is _VMLAUNCH:
+        # 8. The launch state must be clear for VMLAUNCH.
+        if vmcs.launched:
+            error = InstructionError.VMLAUNCH_NON_CLEAR_VMCS
+            raise fail_valid(processor, "VMLAUNCH", error, check="basic.vmlaunch_launch_state")
+        return
+    # 8. The launch state must be launched for VMRESUME, ...
     if not vmcs.launched:
         error = InstructionError.VMRESUME_NON_LAUNCHED_VMCS
-        return fail_valid(processor, "VMRESUME", error, check="basic.vmresume_launch_state")
+        raise fail_valid(processor, "VMRESUME", error, check="basic.vmresume_launch_state")
     # 9. ... since the last VMXON.
-    return fail_valid(processor, "VMRESUME", InstructionError.VMRESUME_AFTER_VMXOFF)
+    if vmcs.session != processor.vmx_session:
+        raise fail_valid(processor, "VMRESUME", InstructionError.VMRESUME_AFTER_VMXOFF)
 
 
 def _enter_guest(processor: Processor, name: str, vmcs: Vmcs) -> ExitInformation | None:
@@ -141,8 +147,8 @@ def _enter_guest(processor: Processor, name: str, vmcs: Vmcs) -> ExitInformation
     known = vmcs.synced
     assert isinstance(known, Synced)
     failed = _load_msrs(processor, vmcs, known)
+    # 14/15. A machine check during VM entry.
     if failed is None and processor.pending.machine_check:
-        # 14/15. A machine check during VM entry.
         processor.pending.machine_check = False
         failed = ExitReason.ENTRY_FAILURE_MACHINE_CHECK, 0, None
     if failed is not None:
@@ -167,10 +173,10 @@ def _fail_guest_checks(processor: Processor, failure: checks.Failure) -> ExitInf
 def _load_msrs(
     processor: Processor, vmcs: Vmcs, known: Synced
 ) -> tuple[ExitReason, int, str | None] | None:
-    # 13/14. The VM-entry MSR-load area.
     if not vmcs.values[Field.VM_ENTRY_MSR_LOAD_COUNT]:
         return None
     known.fresh = True
+    # 13/14. The VM-entry MSR-load area.
     broken = load_at_entry(processor)
     if broken is None:
         return None
@@ -183,9 +189,9 @@ def _complete_entry(processor: Processor, vmcs: Vmcs, known: Synced) -> ExitInfo
     if not vmcs.launched:
         vmcs.launched = True
         vmcs.session = processor.vmx_session
-    if vmcs.proc2 & Proc2.VMCS_SHADOWING and vmcs.values[Field.VMCS_LINK_POINTER] != NO_LINK:
+    if known.proc2 & _VMCS_SHADOWING and vmcs.values[Field.VMCS_LINK_POINTER] != NO_LINK:
         processor.link_vmcs = activate(processor, vmcs.values[Field.VMCS_LINK_POINTER])
-    leave_root(processor, fresh=known.fresh)
+    leave_root(processor, known.proc2, fresh=known.fresh)
     vmcs.dirty.clear()
     events = processor.events
     events.count(Event.VM_ENTRY)

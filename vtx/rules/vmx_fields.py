@@ -14,7 +14,7 @@ from vtx.facts.fields import ACCESS_HIGH, FIELDS, Field, Width, mask
 from vtx.facts.instruction_errors import InstructionError
 from vtx.machine.events import Event
 from vtx.machine.exit_information import ExitInformation
-from vtx.machine.registers import GPR_NAMES
+from vtx.machine.registers import GPR_NAMES, Rflags
 from vtx.machine.vmcs import NO_LINK, Vmcs
 from vtx.rules.physical import read_u8
 from vtx.rules.vmx_conditions import without_vmx_instructions
@@ -43,6 +43,7 @@ __all__ = ["vmread", "vmwrite"]
 
 _VMREAD, _VMWRITE = Event.VMREAD, Event.VMWRITE
 _FLAGS = ~STATUS_FLAGS
+_VM = int(Rflags.VM)
 #: Encodings that access the high half of a 64-bit field, with that field.
 _HIGH: dict[int, Field] = {
     field | ACCESS_HIGH: field for field, info in FIELDS.items() if info.width is Width.W64
@@ -108,12 +109,13 @@ def vmread(
     GuestFault, VMfailInvalid, VMfailValid
     """
     regs = processor.regs
-    if regs.system is processor.root_system and encoding in processor.fields:
+    flags = regs.rflags
+    if regs.system is processor.root_system and not flags & _VM and encoding in processor.fields:
         # Conditions 1 to 8 are known to be met.
         value = processor.vmcs.values[encoding]  # type: ignore[union-attr]
         if destination is not None:
             _store(processor, destination, value)
-        regs.rflags &= _FLAGS
+        regs.rflags = flags & _FLAGS
         processor.events.row[_VMREAD] += 1
         return value
     return _vmread(processor, encoding, destination)
@@ -190,8 +192,10 @@ def vmwrite(processor: Processor, encoding: int, source: Operand) -> ExitInforma
     GuestFault, VMfailInvalid, VMfailValid
     """
     regs = processor.regs
+    flags = regs.rflags
     if (
         regs.system is processor.root_system
+        and not flags & _VM
         and encoding in processor.writable_fields
         and source.__class__ is int
     ):
@@ -199,7 +203,7 @@ def vmwrite(processor: Processor, encoding: int, source: Operand) -> ExitInforma
         vmcs = processor.vmcs
         vmcs.values[encoding] = source & _MASKS[encoding]  # type: ignore[union-attr]
         vmcs.dirty.add(encoding)  # type: ignore[union-attr]
-        regs.rflags &= _FLAGS
+        regs.rflags = flags & _FLAGS
         processor.events.row[_VMWRITE] += 1
         return None
     return _vmwrite(processor, encoding, source)

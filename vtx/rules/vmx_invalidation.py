@@ -214,8 +214,8 @@ def _switch_eptp(processor: Processor, vmcs: Vmcs) -> ExitInformation | None:
     if index >= _EPTP_LIST_ENTRIES:
         return instruction_exit(ExitReason.VMFUNC)
     eptp = read_u64(processor, vmcs[Field.EPTP_LIST_ADDRESS] + 8 * index)
-    # 7. The entry must be acceptable to VM entry, and walk as many levels as the current one.
     other_walk = (eptp ^ vmcs[Field.EPT_POINTER]) & _WALK_LENGTH
+    # 7. The entry must be acceptable to VM entry, and walk as many levels as the current one.
     if other_walk or not eptp_is_valid(processor, eptp):
         return instruction_exit(ExitReason.VMFUNC)
     vmcs[Field.EPT_POINTER] = eptp
