@@ -113,11 +113,10 @@ def compatibility_mode(cpu: Cpu) -> None:
     cpu.regs.cs = Segment(0x30, 0, 0xFFFF_FFFF, 0xC09B)
 
 
-def protected_mode(cpu: Cpu) -> None:
-    """Leave IA-32e mode: 32-bit protected mode without paging."""
+def legacy_mode(cpu: Cpu) -> None:
+    """Leave IA-32e mode for 32-bit protected mode with PAE paging."""
     compatibility_mode(cpu)
     cpu.regs.efer &= ~0x500
-    cpu.regs.cr0 &= ~(1 << 31)
 
 
 def outcome(cpu: Cpu, act: Callable[[Cpu], object]) -> str:

@@ -142,11 +142,11 @@ def memory_faults(
         case(name, step, start, lambda cpu, op=operand: act(cpu, op), ends, variant)
 
     def limit(cpu: Cpu) -> None:
-        states.protected_mode(cpu)
+        states.legacy_mode(cpu)
         cpu.regs.ds = cpu.regs.ds._replace(limit=0xFFF)
 
     def unusable(cpu: Cpu) -> None:
-        states.protected_mode(cpu)
+        states.legacy_mode(cpu)
         cpu.regs.ds = cpu.regs.ds._replace(access_rights=1 << 16)
 
     operand = MemoryOperand(SCRATCH)
@@ -628,6 +628,12 @@ EPTP_LIST = 0x7000
 def functions() -> Cpu:
     """Return a guest whose VMFUNC would switch to entry 1 of its EPTP list."""
     cpu = states.guest()
+    allow_functions(cpu)
+    return cpu
+
+
+def allow_functions(cpu: Cpu) -> None:
+    """Let VMFUNC in the guest switch to entry 1 of the EPTP list."""
     vmcs = cpu.vmcs
     assert vmcs is not None
     vmcs[Field.SECONDARY_PROCESSOR_BASED_CONTROLS] |= Proc2.ENABLE_VM_FUNCTIONS
@@ -635,7 +641,6 @@ def functions() -> Cpu:
     vmcs[Field.EPTP_LIST_ADDRESS] = EPTP_LIST
     cpu.memory.write_u64(EPTP_LIST + 8, vmcs[Field.EPT_POINTER])
     cpu.regs.rax, cpu.regs.rcx = 0, 1
-    return cpu
 
 
 def traced(cpu: Cpu) -> None:
@@ -659,7 +664,14 @@ def vmfunc(cpu: Cpu) -> object:
     return cpu.vmfunc()
 
 
-case("VMFUNC", 1, states.loaded, vmfunc, "#UD")
+def functions_in_root() -> Cpu:
+    """Return a processor in VMX root operation whose current VMCS enables EPTP switching."""
+    cpu = states.loaded()
+    allow_functions(cpu)
+    return cpu
+
+
+case("VMFUNC", 1, functions_in_root, vmfunc, "#UD")
 no_functions = put_field(Field.SECONDARY_PROCESSOR_BASED_CONTROLS, Proc2.ENABLE_EPT)
 inactive = put_field(
     Field.PRIMARY_PROCESSOR_BASED_CONTROLS, 0x0401_E172 & ~Proc1.ACTIVATE_SECONDARY_CONTROLS

@@ -82,8 +82,10 @@ def _enter(processor: Processor, name: str, exit_reason: ExitReason) -> ExitInfo
             return info
         vmcs = processor.vmcs
         assert vmcs is not None
-    if exit_reason is _VMLAUNCH or not vmcs.launched or vmcs.session != processor.vmx_session:
-        _check_launch_state(processor, exit_reason, vmcs)
+    if exit_reason is _VMLAUNCH:
+        _check_clear(processor, vmcs)
+    elif not vmcs.launched or vmcs.session != processor.vmx_session:
+        _check_launched(processor, vmcs)
     return _enter_guest(processor, name, vmcs)
 
 
@@ -117,13 +119,14 @@ def _check_instruction(
     return None
 
 
-def _check_launch_state(processor: Processor, exit_reason: ExitReason, vmcs: Vmcs) -> None:
-    if exit_reason is _VMLAUNCH:
-        # 8. The launch state must be clear for VMLAUNCH.
-        if vmcs.launched:
-            error = InstructionError.VMLAUNCH_NON_CLEAR_VMCS
-            raise fail_valid(processor, "VMLAUNCH", error, check="basic.vmlaunch_launch_state")
-        return
+def _check_clear(processor: Processor, vmcs: Vmcs) -> None:
+    # 8. The launch state must be clear for VMLAUNCH.
+    if vmcs.launched:
+        error = InstructionError.VMLAUNCH_NON_CLEAR_VMCS
+        raise fail_valid(processor, "VMLAUNCH", error, check="basic.vmlaunch_launch_state")
+
+
+def _check_launched(processor: Processor, vmcs: Vmcs) -> None:
     # 8. The launch state must be launched for VMRESUME, ...
     if not vmcs.launched:
         error = InstructionError.VMRESUME_NON_LAUNCHED_VMCS
