@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from vtx.cpu import Cpu, Machine
+from vtx.errors import EndOfTrace
 from vtx.facts.controls import Proc1, Proc2
 from vtx.facts.fields import Field
 from vtx.machine.assembly import parse_instruction
@@ -121,3 +122,17 @@ def quiet(cpu: GuestCpu) -> None:
     cpu.vmwrite(Field.EXCEPTION_BITMAP, 0)
     for field in (Field.CR0_GUEST_HOST_MASK, Field.CR4_GUEST_HOST_MASK):
         cpu.vmwrite(field, 0)
+
+
+@contextmanager
+def inside(
+    shape: Shape | str = "ice_lake_sp", *, user: bool = False
+) -> Iterator[GuestCpu]:
+    """Yield a processor in VMX non-root operation, at the first instruction of its guest."""
+    with guest(shape, user=user) as cpu:
+        try:
+            cpu.vmlaunch(Program(()))
+        except EndOfTrace:
+            yield cpu
+        else:
+            raise AssertionError("a guest without a program has caused a VM exit")

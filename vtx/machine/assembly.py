@@ -261,7 +261,7 @@ def _head(text: str) -> tuple[dict[str, int], int, str, int, str, int]:
             prefixes[key] = value
         else:
             return prefixes, processor, word, column, text[position:], position + 1
-    raise InputError("there is no instruction on this line", column=position or 1)
+    raise InputError("there is no instruction on this line", column=position + 1)
 
 
 def _pairs(text: str, start: int, spec: InstructionSpec, said: dict[str, int]) -> dict[str, int]:
