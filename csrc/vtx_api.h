@@ -243,3 +243,104 @@ int vtx_invept(vtx_mmu *mmu, uint32_t type, uint64_t eptp);
 int vtx_invvpid(vtx_mmu *mmu, uint32_t type, uint16_t vpid, uint64_t gva);
 /* Everything: reset. */
 void vtx_flush_all(vtx_mmu *mmu);
+
+/* ---- VM-exit traces as text (exits.c) ------------------------------------------------------ */
+
+enum vtx_exit_event {
+    VTX_EVENT_OTHER = 0,
+    VTX_EVENT_EXIT = 1,
+    VTX_EVENT_ENTRY = 2,
+    VTX_EVENT_PAGE_FAULT = 3,
+    VTX_EVENT_MSR = 4,
+    VTX_EVENT_PIO = 5,
+    VTX_EVENT_MMIO = 6,
+    VTX_EVENT_INJECT = 7,    /* kvm_inj_virq */
+    VTX_EVENT_EXCEPTION = 8, /* kvm_inj_exception */
+    VTX_EVENT_NESTED = 9,    /* kvm_nested_vmexit */
+    VTX_EVENT_REFLECTED = 10, /* kvm_nested_vmexit_inject */
+    VTX_EVENT_USERSPACE = 11,
+    VTX_EVENT_CPUID = 12,
+    VTX_EVENT_XEN_EXIT = 13,
+    VTX_EVENT_XEN_ENTRY = 14,
+    VTX_EVENT_KINDS = 16
+};
+
+enum vtx_exit_flag {
+    VTX_EXIT_TIME = 1,
+    VTX_EXIT_DURATION = 2,
+    VTX_EXIT_RIP = 4,
+    VTX_EXIT_INFO1 = 8, /* exit qualification */
+    VTX_EXIT_INFO2 = 16,
+    VTX_EXIT_INTR_INFO = 32,
+    VTX_EXIT_ERROR_CODE = 64,
+    VTX_EXIT_ENTERED = 128,    /* an entry of the same vCPU followed */
+    VTX_EXIT_BACKWARDS = 256,  /* and its stamp lies before the exit's */
+    VTX_EXIT_FAILED = 512,     /* VM-entry failure: bit 31 of the exit reason */
+    VTX_EXIT_L2 = 1024,        /* out of a nested guest */
+    VTX_EXIT_REFLECTED = 2048, /* and handed to its L1 hypervisor */
+    VTX_EXIT_WRITE = 4096,     /* the detail is a write */
+    VTX_EXIT_FAULTED = 8192,   /* the MSR access ended in #GP */
+    VTX_EXIT_INJECTED = 16384, /* an interrupt was injected before the entry */
+    VTX_EXIT_OLD_INFO = 32768  /* "info A B": B is interruption or IDT-vectoring information */
+};
+
+enum vtx_exit_skip {
+    VTX_SKIP_BLANK = 0,
+    VTX_SKIP_COMMENT = 1,
+    VTX_SKIP_OTHER_EVENT = 2,
+    VTX_SKIP_NO_EVENT = 3,
+    VTX_SKIP_CUT = 4,
+    VTX_SKIP_TOO_LONG = 5,
+    VTX_SKIP_LOST = 6, /* the tracer's own note that it lost events */
+    VTX_SKIP_KINDS = 7
+};
+
+/* One VM exit with what was traced until the entry after it. */
+typedef struct {
+    uint64_t time_ns;     /* VTX_EXIT_TIME */
+    uint64_t duration_ns; /* VTX_EXIT_DURATION: from the exit to the entry */
+    uint64_t rip, info1, info2;
+    uint64_t detail; /* detail_kind: guest-physical address, MSR, port, or CPUID leaf */
+    uint64_t value;  /* what was read or written; the error code of a page fault */
+    uint64_t line;   /* of the exit, from 1 */
+    uint32_t intr_info, error_code;
+    uint32_t tid; /* thread, or Xen domain; 0: unknown */
+    int32_t vcpu; /* -1: unknown */
+    uint32_t flags;
+    uint16_t reason;      /* index of the name */
+    uint16_t userspace;   /* index + 1 of the name of the user-space exit; 0: none */
+    uint16_t cpu;         /* 0xffff: unknown */
+    uint16_t vector;      /* VTX_EXIT_INJECTED */
+    uint8_t detail_kind;  /* enum vtx_exit_event of the event that told, 0: none */
+    uint8_t detail_size;  /* bytes of an I/O or memory access */
+    uint16_t pad;
+} vtx_exit;
+
+typedef struct {
+    uint64_t read, used;
+    uint64_t skipped[7];  /* by enum vtx_exit_skip; used + skipped = read */
+    uint64_t events[16];  /* by enum vtx_exit_event */
+    uint64_t joined;      /* lines that continued the line before */
+    uint64_t lost_events; /* as the tracer counted them */
+    uint64_t backwards;   /* entries whose stamp lies before their exit's */
+    uint64_t untimed;     /* exits without a stamp */
+    uint64_t ticks;       /* stamps without a unit, not used */
+    uint64_t fraction_digits; /* most digits after the point of a stamp */
+    uint64_t bare;            /* exits on lines that name no thread */
+} vtx_exit_counts;
+
+typedef struct vtx_exits vtx_exits;
+
+vtx_exits *vtx_exits_new(void);
+void vtx_exits_free(vtx_exits *scanner);
+/* Read lines from `bytes`, in which no-break spaces become blanks. Returns how many bytes are done
+ * with: the caller gives the rest again, with more behind it; it stops early if `out` is full.
+ * `final`: nothing more will come. UINT64_MAX: out of memory. */
+uint64_t vtx_exits_scan(vtx_exits *scanner, char *bytes, uint64_t length, int final, vtx_exit *out,
+                        uint64_t capacity, uint64_t *count);
+/* The exits that no entry followed; call until it returns 0. */
+uint64_t vtx_exits_close(vtx_exits *scanner, vtx_exit *out, uint64_t capacity);
+const vtx_exit_counts *vtx_exits_counted(const vtx_exits *scanner);
+uint64_t vtx_exits_name_count(const vtx_exits *scanner);
+/* Exit reasons and user-space exits as they were printed. */
+const char *vtx_exits_name(const vtx_exits *scanner, uint64_t index);
