@@ -21,6 +21,7 @@ __all__ = [
     "define_exclusion",
     "define_requirement",
     "is_on",
+    "quoted",
 ]
 
 #: What the width of an address depends on.

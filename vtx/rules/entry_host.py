@@ -6,6 +6,8 @@ Descriptor-Table Registers".
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 from vtx.bits import MASK64
 from vtx.facts.controls import Exit1, Exit2
 from vtx.facts.fields import FIELDS
@@ -15,8 +17,8 @@ from vtx.machine.processor import Processor
 from vtx.machine.registers import Cr0, Cr4, Efer
 from vtx.machine.vmcs import Vmcs
 from vtx.rules.areas import HOST_REGISTERS, HOST_SEGMENTS
-from vtx.rules.declaration import Area, Checks, Read, only
-from vtx.rules.entry_controls_families import PHYSICAL_WIDTH, is_on
+from vtx.rules.declaration import Area, Checks, only
+from vtx.rules.entry_controls_families import PHYSICAL_WIDTH, is_on, quoted
 from vtx.rules.limits import (
     canonical,
     cr3_reserved,
@@ -48,14 +50,14 @@ def define_canonical(
     id: str,
     area: Area,
     field: F,
-    when: Read | None = None,
+    when: IntEnum | None = None,
     *,
     note: str | None = None,
 ) -> None:
     """Define the check that `field` holds a canonical address (if the control `when` is 1)."""
     name = FIELDS[field].sdm_name
-    used = None if when is None else is_on(when)  # type: ignore[arg-type]
-    condition = "" if when is None else "If the entry or exit loads it, "
+    used = None if when is None else is_on(when)
+    condition = "" if when is None else f"If {quoted(when)} is 1, "
 
     @check(
         id,

@@ -17,6 +17,7 @@ from vtx.machine.processor import Processor
 from vtx.machine.vmcs import Vmcs
 from vtx.rules.areas import MSR_LOAD
 from vtx.rules.declaration import Check, Checks, Live
+from vtx.rules.limits import physical_width
 from vtx.rules.msr_values import wrmsr_fault
 from vtx.rules.physical import read_u64
 
@@ -57,11 +58,20 @@ EntryRule = Callable[[MsrEntry, Processor], bool]
 MSR_LOAD_RULES: list[tuple[Check, EntryRule]] = []
 
 
+def _area_can_be_read(vmcs: Vmcs, processor: Processor) -> bool:
+    """Tell whether there is an area, and its address passed the checks on controls."""
+    count, start = vmcs[F.VM_ENTRY_MSR_LOAD_COUNT], vmcs[F.VM_ENTRY_MSR_LOAD_ADDRESS]
+    last = start + _ENTRY_BYTES * count - 1
+    return bool(count) and not start & 0xF and not last >> physical_width(processor.shape)
+
+
 def _entries(vmcs: Vmcs, processor: Processor) -> list[MsrEntry]:
     """Return the VM-entry MSR-load area, up to the number of entries that the CPU recommends.
 
     With more entries than 512 * (IA32_VMX_MISC[27:25] + 1) behaviour is undefined.
     """
+    if not _area_can_be_read(vmcs, processor):
+        return []
     start = vmcs[F.VM_ENTRY_MSR_LOAD_ADDRESS]
     recommended = 512 * (bits(processor.shape.msr(Msr.IA32_VMX_MISC), 27, 25) + 1)
     count = min(vmcs[F.VM_ENTRY_MSR_LOAD_COUNT], recommended)
@@ -82,7 +92,7 @@ def _entry_check(
             F.VM_ENTRY_MSR_LOAD_ADDRESS,
             title=rule.__name__.replace("_", " "),
             rule=rule.__doc__,
-            applies=lambda vmcs, processor: vmcs[F.VM_ENTRY_MSR_LOAD_COUNT] != 0,
+            applies=_area_can_be_read,
             live=(Live.MEMORY, *live),
             capability=capability,
         )
