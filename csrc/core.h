@@ -10,4 +10,11 @@
 
 #include "vtx_api.h"
 
+/* Keep a rare path out of the code of a hot one. A hint: empty where the compiler has none. */
+#if defined(__GNUC__)
+#define NOINLINE __attribute__((noinline))
+#else
+#define NOINLINE
+#endif
+
 #endif

@@ -184,7 +184,7 @@ void mmu_forget_linear(vtx_mmu *mmu, uint64_t gva) {
             cache_forget(&mmu->guest_caches[level],
                          cache_tag(gva, guest_shift(&mmu->guest, level), mmu->space));
     mmu->generation++;
-    mmu_clear_filter(mmu);
+    front_forget(mmu);
 }
 
 void mmu_forget_guest_physical(vtx_mmu *mmu, uint64_t gpa) {
@@ -196,4 +196,5 @@ void mmu_forget_guest_physical(vtx_mmu *mmu, uint64_t gpa) {
             cache_forget(&mmu->ept_caches[level],
                          cache_tag(gpa, 3 + 9 * level, mmu->physical_space));
     mmu->generation++;
+    front_forget(mmu);
 }

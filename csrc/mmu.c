@@ -64,11 +64,11 @@ vtx_mmu *vtx_mmu_new(vtx_memory *memory, const vtx_shape *shape) {
         return NULL;
     mmu->memory = memory;
     mmu->shape = *shape;
-    mmu_leave(mmu);
-    if (!tlb_init(&mmu->tlb, shape) || !caches_init(mmu)) {
+    if (!tlb_init(&mmu->tlb, shape) || !caches_init(mmu) || !front_init(mmu)) {
         vtx_mmu_free(mmu);
         return NULL;
     }
+    mmu_leave(mmu);
     return mmu;
 }
 
@@ -76,6 +76,7 @@ void vtx_mmu_free(vtx_mmu *mmu) {
     if (!mmu)
         return;
     tlb_free(&mmu->tlb);
+    free(mmu->front.all_pages);
     cache_free(&mmu->nested);
     for (unsigned level = 2; level <= 5; level++) {
         cache_free(&mmu->guest_caches[level]);
@@ -171,7 +172,7 @@ static right_test right_test_for(const guest_mode *mode, uint32_t access) {
 void mmu_leave(vtx_mmu *mmu) {
     memset(&mmu->context, 0, sizeof mmu->context);
     mmu->context.cpl = 0xFFFF; /* no context has it: the next one is entered in full */
-    mmu_clear_filter(mmu);
+    front_forget(mmu);
 }
 
 void mmu_enter_new(vtx_mmu *mmu, const vtx_context *context) {
@@ -187,5 +188,5 @@ void mmu_enter_new(vtx_mmu *mmu, const vtx_context *context) {
         mmu->context = *context; /* a flush forgets it */
         set_spaces(mmu);
     }
-    mmu_clear_filter(mmu);
+    front_forget(mmu);
 }

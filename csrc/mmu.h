@@ -16,6 +16,25 @@ typedef struct {
     uint64_t need, mask;
 } right_test;
 
+/* What the run loop looks at before it makes a lookup: for each set of one first-level array a side, the
+ * page in its most recently used way, if the kind of access is allowed there (else 0). A lookup that
+ * finds that page changes nothing, so only its count need be kept. `key`, in the bits below the page,
+ * tells what was written since the last change of context or invalidation from what is older. Members
+ * are by kind of access. */
+typedef struct {
+    uint64_t *pages[4];
+    uint64_t set_mask[4];
+    uint64_t page_mask[4]; /* of the page's address in a record */
+    uint32_t shift[4];
+    uint64_t key;
+    uint64_t *all_pages;
+    tlb_array *array[2]; /* by side; NULL: the front is not in use */
+    uint8_t size[2];     /* by side: the page size that it is for (enum tlb_size) */
+    uint8_t misfits[2];
+} run_front;
+
+enum { FRONT_KEYS = 0xFFF, FRONT_SETS = 1 << 16 };
+
 struct vtx_mmu {
     vtx_memory *memory;
     vtx_shape shape;
@@ -36,8 +55,7 @@ struct vtx_mmu {
     small_cache ept_caches[6];
     small_cache nested;
 
-    /* Last pages that the run loop may pass without a lookup; see run.c. */
-    uint64_t filter[4];
+    run_front front; /* see front.c */
 
     vtx_counters counters;
     uint64_t generation;
@@ -54,11 +72,16 @@ static inline void mmu_enter(vtx_mmu *mmu, const vtx_context *context) {
         mmu_enter_new(mmu, context);
 }
 
-/* Forget the run loop's last pages. */
-static inline void mmu_clear_filter(vtx_mmu *mmu) {
-    for (int i = 0; i < 4; i++)
-        mmu->filter[i] = ~0ull;
-}
+/* ---- front.c ------------------------------------------------------------------------------ */
+
+int front_init(vtx_mmu *mmu);
+/* Nothing that the fronts say holds any longer. */
+void front_forget(vtx_mmu *mmu);
+/* The access if its page is in the front's array with the rights needed, in any way: the page becomes the
+ * most recently used, and the front knows it. 0 if it takes a full lookup. */
+int front_find(vtx_mmu *mmu, uint32_t kind, uint64_t gva);
+/* A lookup of `gva` for a record of this kind left `entry` (or nothing, NULL) the most recently used. */
+void front_note(vtx_mmu *mmu, uint32_t kind, uint64_t gva, const tlb_entry *entry);
 
 /* ---- walk.c ------------------------------------------------------------------------------- */
 

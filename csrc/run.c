@@ -8,14 +8,11 @@
  * again and completes. The exception is a reference that crosses a page and stops on its second page:
  * its first page was translated and counts, and counts again when the reference is run again.
  *
- * Most references touch the page that their side (instructions, data) touched last. That page's entry
- * is then the most recently used one of its set, so a lookup would change nothing and only its count
- * is kept: `filter` holds, by kind of access, the last page of the side if the kind is allowed there. */
+ * Most references hit the entry that is the most recently used one of its set. Then a lookup would change
+ * nothing, and only its count is kept: vtx_run asks the front (front.c), and leaves the rest to run_slow. */
 #include "mmu.h"
 
-#define PAGE_BITS 0x0000FFFFFFFFF000ull
 #define ADDRESS_BITS 0x0000FFFFFFFFFFFFull
-#define NO_PAGE (~0ull)
 
 static inline uint64_t record_address(uint64_t record) {
     return (uint64_t)((int64_t)(record << 16) >> 16);
@@ -34,24 +31,12 @@ typedef struct {
     uint32_t flags;
 } run_state;
 
-/* After a lookup of `page` that left `entry` the most recently used: what may skip the next lookup. */
-static inline void set_filter(vtx_mmu *mmu, uint32_t kind, uint64_t page, const tlb_entry *entry) {
-    if (mmu->tlb.shared_l1) /* the other side's last page may not be the most recently used now */
-        mmu_clear_filter(mmu);
-    if (kind == VTX_FETCH) {
-        mmu->filter[VTX_FETCH] = entry ? page : NO_PAGE;
-        return;
-    }
-    for (uint32_t k = VTX_LOAD; k <= VTX_MODIFY; k++)
-        mmu->filter[k] = entry && mmu_allows(mmu, entry->payload, k) ? page : NO_PAGE;
-}
-
 static uint32_t run_page(run_state *run, uint64_t gva, uint32_t kind) {
     vtx_mmu *mmu = run->w.mmu;
     tlb_entry *entry;
     const uint32_t status = mmu_translate_page(&run->w, gva, kind, &entry);
     if (status == VTX_OK) {
-        set_filter(mmu, kind, gva & PAGE_BITS, entry);
+        front_note(mmu, kind, gva, entry);
         return VTX_OK;
     }
     run->w.out->gva = gva;
@@ -75,13 +60,17 @@ static uint32_t run_instruction(run_state *run, uint64_t record) {
 }
 
 /* Everything that the fast path of vtx_run does not decide. */
-static uint32_t run_slow(run_state *run, uint64_t record) {
+NOINLINE static uint32_t run_slow(run_state *run, uint64_t record) {
     const uint32_t kind = record_kind(record);
     const uint64_t size = record_size(record);
     const uint64_t gva = record_address(record);
     vtx_mmu *mmu = run->w.mmu;
     if (kind == VTX_FETCH && size == 0)
         return run_instruction(run, record);
+    if ((gva & 0xFFF) + size <= 0x1000 && front_find(mmu, kind, gva)) {
+        mmu->counters.references[kind]++;
+        return VTX_OK;
+    }
     uint32_t status = run_page(run, gva, kind);
     if (status)
         return status;
@@ -95,6 +84,62 @@ static uint32_t run_slow(run_state *run, uint64_t record) {
     return VTX_OK;
 }
 
+/* Counts by kind in one register, 16 bits each; enough for one block of records. */
+enum { BLOCK = 0xFFFF };
+
+static void add_passed(vtx_counters *counters, uint64_t passed) {
+    const uint64_t kinds[4] = {passed & 0xFFFF, passed >> 16 & 0xFFFF, passed >> 32 & 0xFFFF,
+                               passed >> 48};
+    for (uint32_t kind = 0; kind < 4; kind++)
+        counters->references[kind] += kinds[kind];
+    counters->l1i_hits += kinds[VTX_FETCH];
+    counters->l1d_hits += kinds[VTX_LOAD] + kinds[VTX_STORE] + kinds[VTX_MODIFY];
+}
+
+/* Pass records as long as each is a reference within one page, at least one byte long (size 0 wraps: an
+ * instruction, or an access that counts as one byte), and the front knows its page. Returns the first
+ * other record. `small`: all pages are of 4 KBytes, which the compiler turns into constants. */
+static inline uint64_t pass(const run_front *front, const uint64_t *records, uint64_t i, uint64_t stop,
+                            uint64_t *passed, int small) {
+    static const uint64_t one[4] = {1, 1ull << 16, 1ull << 32, 1ull << 48};
+    const uint64_t key = front->key;
+    uint64_t count = *passed;
+    for (; i < stop; i++) {
+        const uint64_t record = records[i];
+        const uint32_t kind = record_kind(record);
+        const uint64_t page_mask = small ? 0x0000FFFFFFFFF000ull : front->page_mask[kind];
+        const uint64_t number = small ? record >> 12 : record >> front->shift[kind];
+        const uint64_t known = front->pages[kind][number & front->set_mask[kind]];
+        if (known != ((record & page_mask) | key) ||
+            record_size(record) - 1 > (~record & 0xFFF))
+            break;
+        count += one[kind];
+    }
+    *passed = count;
+    return i;
+}
+
+/* Run at most BLOCK records; returns the record that stopped it, or `stop`. */
+static uint64_t run_block(run_state *run, const uint64_t *records, uint64_t i, uint64_t stop,
+                          uint32_t *status) {
+    vtx_mmu *mmu = run->w.mmu;
+    const run_front *front = &mmu->front;
+    uint64_t passed = 0;
+    for (; i < stop; i++) {
+        if (front->size[0] == SIZE_4K && front->size[1] == SIZE_4K)
+            i = pass(front, records, i, stop, &passed, 1);
+        else
+            i = pass(front, records, i, stop, &passed, 0);
+        if (i == stop)
+            break;
+        *status = run_slow(run, records[i]);
+        if (*status)
+            break;
+    }
+    add_passed(&mmu->counters, passed);
+    return i;
+}
+
 uint32_t vtx_run(vtx_mmu *mmu, vtx_context *context, const uint64_t *records, uint64_t *index,
                  uint64_t stop, const uint8_t *dispositions, uint64_t disposition_count,
                  uint32_t flags, vtx_walk *out) {
@@ -104,27 +149,10 @@ uint32_t vtx_run(vtx_mmu *mmu, vtx_context *context, const uint64_t *records, ui
                      .dispositions = dispositions,
                      .disposition_count = disposition_count,
                      .flags = flags};
-    uint64_t passed[4] = {0, 0, 0, 0};
     uint32_t status = VTX_OK;
     uint64_t i = *index;
-    for (; i < stop; i++) {
-        const uint64_t record = records[i];
-        const uint32_t kind = record_kind(record);
-        /* The same page as last time, at least one byte, and not beyond the page's end (size 0 wraps
-         * to a large number: an instruction, or an access that counts as one byte). */
-        if ((record & PAGE_BITS) == mmu->filter[kind] &&
-            record_size(record) - 1 <= 0xFFF - (record & 0xFFF)) {
-            passed[kind]++;
-            continue;
-        }
-        status = run_slow(&run, record);
-        if (status)
-            break;
-    }
-    for (uint32_t kind = 0; kind < 4; kind++)
-        mmu->counters.references[kind] += passed[kind];
-    mmu->counters.l1i_hits += passed[VTX_FETCH];
-    mmu->counters.l1d_hits += passed[VTX_LOAD] + passed[VTX_STORE] + passed[VTX_MODIFY];
+    while (i < stop && status == VTX_OK)
+        i = run_block(&run, records, i, stop - i < BLOCK ? stop : i + BLOCK, &status);
     *index = i;
     if (status == VTX_OK)
         out->status = status = VTX_END;

@@ -147,20 +147,6 @@ static inline tlb_entry *set_of(const tlb_side *side, unsigned size, uint64_t va
     return (*array)->entries + (page & (*array)->set_mask) * (*array)->ways;
 }
 
-/* Position of a tag in a set, or `ways`. Empty ways are last, so the first one ends the search. */
-static inline uint32_t search(const tlb_entry *set, uint32_t ways, uint64_t tag, uint64_t other) {
-    uint32_t way = 0;
-    while (way < ways && set[way].tag && set[way].tag != tag && set[way].tag != other)
-        way++;
-    return way < ways && set[way].tag ? way : ways;
-}
-
-static inline void move_to_front(tlb_entry *set, uint32_t way, tlb_entry entry) {
-    for (; way > 0; way--)
-        set[way] = set[way - 1];
-    set[0] = entry;
-}
-
 tlb_entry *tlb_find(const tlb_side *side, uint64_t va, uint32_t space, uint32_t global) {
     for (unsigned size = 0; size < 3; size++) {
         if (!side->count[size])
@@ -170,11 +156,11 @@ tlb_entry *tlb_find(const tlb_side *side, uint64_t va, uint32_t space, uint32_t 
         if (!(array->present >> size & 1))
             continue;
         const uint64_t tag = tlb_tag(va, (enum tlb_size)size, space);
-        const uint32_t way = search(set, array->ways, tag, tag ^ space ^ global);
+        const uint32_t way = tlb_search(set, array->ways, tag, tag ^ space ^ global);
         if (way == array->ways)
             continue;
         if (way)
-            move_to_front(set, way, set[way]);
+            tlb_move_to_front(set, way, set[way]);
         return set;
     }
     return NULL;
@@ -198,7 +184,7 @@ tlb_entry *tlb_fill(const tlb_side *side, uint64_t va, enum tlb_size size, uint3
     tlb_entry entry = {tlb_tag(va, (enum tlb_size)stored, space),
                        part_of(payload, va, size, stored)};
     array->present |= (uint8_t)(1u << stored);
-    move_to_front(set, array->ways - 1, entry);
+    tlb_move_to_front(set, array->ways - 1, entry);
     return set;
 }
 
@@ -210,7 +196,7 @@ tlb_entry *tlb_update(const tlb_side *side, uint64_t va, enum tlb_size size, uin
     tlb_array *array;
     tlb_entry *set = set_of(side, stored, va, &array);
     const uint64_t tag = tlb_tag(va, (enum tlb_size)stored, space);
-    const uint32_t way = search(set, array->ways, tag, tag);
+    const uint32_t way = tlb_search(set, array->ways, tag, tag);
     if (way == array->ways)
         return NULL;
     set[way].payload = part_of(payload, va, size, stored);
@@ -254,7 +240,7 @@ void tlb_forget(vtx_tlb *tlb, uint64_t va, uint32_t space, uint32_t global) {
                 tlb_entry *set = set_of(side, size, va, &array);
                 const uint64_t tag = tlb_tag(va, (enum tlb_size)size, space);
                 uint32_t way;
-                while ((way = search(set, array->ways, tag, tag ^ space ^ global)) < array->ways)
+                while ((way = tlb_search(set, array->ways, tag, tag ^ space ^ global)) < array->ways)
                     forget_way(set, array->ways, way);
             }
         }

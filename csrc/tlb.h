@@ -113,6 +113,21 @@ void tlb_mark_live(vtx_tlb *tlb);
 /* Forget every space that is not chosen: numbers of live ones stay, because tags hold them. */
 void tlb_sweep_spaces(vtx_tlb *tlb);
 
+/* Position of a tag in a set, or `ways`. Empty ways are last, so the first one ends the search. */
+static inline uint32_t tlb_search(const tlb_entry *set, uint32_t ways, uint64_t tag,
+                                  uint64_t other) {
+    for (uint32_t way = 0; way < ways && set[way].tag; way++)
+        if (set[way].tag == tag || set[way].tag == other)
+            return way;
+    return ways;
+}
+
+static inline void tlb_move_to_front(tlb_entry *set, uint32_t way, tlb_entry entry) {
+    for (; way > 0; way--)
+        set[way] = set[way - 1];
+    set[0] = entry;
+}
+
 /* Look a linear address up in one level: a hit becomes the most recently used of its set. `global` is
  * the space of global translations (or `space` again). NULL on a miss. */
 tlb_entry *tlb_find(const tlb_side *side, uint64_t va, uint32_t space, uint32_t global);

@@ -106,7 +106,6 @@ static uint32_t walk_and_fill(walker *w, uint64_t gva, uint32_t access, const st
     const int global = payload >> PAYLOAD_GLOBAL_SHIFT & 1;
     const uint32_t space = global ? mmu->global_space : mmu->space;
     if (stale->entry) {
-        mmu_clear_filter(mmu);
         mmu->generation++;
         *entry = replace_stale(mmu, stale, gva, side, size, space, payload);
         if (*entry)
@@ -177,12 +176,11 @@ uint32_t vtx_translate(vtx_mmu *mmu, vtx_context *context, uint64_t gva, uint32_
     out->gva = gva;
     out->access = access;
     const uint32_t status = mmu_translate_page(&w, gva, access & 7, &entry);
+    front_forget(mmu); /* this lookup was not the run loop's */
     if (status == VTX_OK) {
         mmu->counters.references[access & 3]++;
         if (entry)
             describe_rights(out, entry->payload);
-        /* What the run loop last passed is no longer what the TLBs looked up last. */
-        mmu_clear_filter(mmu);
     }
     return status;
 }
