@@ -226,7 +226,7 @@ class Vmcs:
         cls,
         shape: Shape | None = None,
         *,
-        guest_base: int = 0,
+        guest_base: int | None = None,
         user: bool = False,
         processor: int = 0,
     ) -> Vmcs:
@@ -241,8 +241,8 @@ class Vmcs:
         shape : Shape, optional
             The CPU whose capability MSRs say which controls are allowed; by default one that has
             EPT and VPID and allows every setting used here.
-        guest_base : int
-            Guest-physical address of the guest's image: 0 under EPT,
+        guest_base : int, optional
+            Guest-physical address of the guest's image; by default 0 under EPT, and
             :data:`vtx.machine.image.GUEST_BASE` without it.
         user : bool
             Start at privilege level 3 instead of 0.

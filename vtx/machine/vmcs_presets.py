@@ -62,7 +62,7 @@ def _controls(shape: Shape | None, group: str) -> int:
 
 
 def fill_64bit_guest(
-    vmcs: Vmcs, shape: Shape | None, *, guest_base: int, user: bool, processor: int
+    vmcs: Vmcs, shape: Shape | None, *, guest_base: int | None, user: bool, processor: int
 ) -> None:
     """Write controls, host state and the state of a 64-bit guest into a VMCS that is all 0.
 
@@ -74,6 +74,8 @@ def fill_64bit_guest(
         See :meth:`vtx.machine.vmcs.Vmcs.for_64bit_guest`.
     """
     _set_controls(vmcs, shape)
+    if guest_base is None:
+        guest_base = 0 if vmcs.proc2 & Proc2.ENABLE_EPT else image.GUEST_BASE
     guest = image.guest_fields(processor=processor, guest_base=guest_base, user=user)
     for field, value in (image.host_fields(processor) | guest).items():
         # IA32_PAT and IA32_EFER, say: a CPU without their controls keeps them across transitions.
