@@ -46,3 +46,24 @@ def test_import_vtx_loads_no_heavy_library():
         "sys.exit(f'loaded: {heavy}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_only_the_machine_room_touches_the_c_core():
+    root = Path(vtx.__file__).parent
+    users = {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        if any(_imports_core(node) for node in ast.walk(ast.parse(path.read_text("utf-8"))))
+    }
+    assert users
+    assert all(user.startswith("machine/") for user in users), users
+
+
+def _imports_core(node):
+    if isinstance(node, ast.Import):
+        return any(alias.name == "vtx._core" for alias in node.names)
+    if isinstance(node, ast.ImportFrom):
+        return node.module == "vtx._core" or (
+            node.module == "vtx" and any(alias.name == "_core" for alias in node.names)
+        )
+    return False

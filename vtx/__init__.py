@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from vtx.facts.instruction_errors import InstructionError
     from vtx.facts.msrs import Msr
     from vtx.hypervisor.handlers import Vmm, on
-    from vtx.hypervisor.replay import Run, compare, replay
+    from vtx.hypervisor.replay import compare, replay
+    from vtx.hypervisor.run import Run
     from vtx.hypervisor.trace import Trace, load_trace
     from vtx.lab.profile import Profile, load_profile
     from vtx.machine.exit import Exit
@@ -71,7 +72,8 @@ _HOMES = {
     "vtx.facts.instruction_errors": ("InstructionError",),
     "vtx.facts.msrs": ("Msr",),
     "vtx.hypervisor.handlers": ("Vmm", "on"),
-    "vtx.hypervisor.replay": ("Run", "compare", "replay"),
+    "vtx.hypervisor.replay": ("compare", "replay"),
+    "vtx.hypervisor.run": ("Run",),
     "vtx.hypervisor.trace": ("Trace", "load_trace"),
     "vtx.lab.profile": ("Profile", "load_profile"),
     "vtx.machine.exit": ("Exit",),
