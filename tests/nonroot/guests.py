@@ -10,6 +10,7 @@ from vtx.cpu import Cpu, Machine
 from vtx.errors import EndOfTrace
 from vtx.facts.controls import Proc1, Proc2
 from vtx.facts.fields import Field
+from vtx.facts.msrs import Msr
 from vtx.machine.assembly import parse_instruction
 from vtx.machine.exit import Exit
 from vtx.machine.program import Instruction, Program
@@ -125,9 +126,7 @@ def quiet(cpu: GuestCpu) -> None:
 
 
 @contextmanager
-def inside(
-    shape: Shape | str = "ice_lake_sp", *, user: bool = False
-) -> Iterator[GuestCpu]:
+def inside(shape: Shape | str = "ice_lake_sp", *, user: bool = False) -> Iterator[GuestCpu]:
     """Yield a processor in VMX non-root operation, at the first instruction of its guest."""
     with guest(shape, user=user) as cpu:
         try:
@@ -136,3 +135,19 @@ def inside(
             yield cpu
         else:
             raise AssertionError("a guest without a program has caused a VM exit")
+
+
+def capable_shape() -> Shape:
+    """Return a CPU that allows every control to be 1 and has every feature the rules ask for."""
+    features = ("tdx", "wrmsrns", "msr_imm", "user_msr", "sgx", "x2apic", "lam", "uintr")
+    shape = shape_with("ice_lake_sp", *features)
+    low, both = 0xFFFF_FFFF_0000_0000, (1 << 64) - 1
+    msrs = dict(shape.msrs)
+    for msr in ("IA32_VMX_TRUE_PINBASED_CTLS", "IA32_VMX_TRUE_PROCBASED_CTLS",
+                "IA32_VMX_PROCBASED_CTLS2", "IA32_VMX_TRUE_EXIT_CTLS",
+                "IA32_VMX_TRUE_ENTRY_CTLS"):  # fmt: skip
+        msrs[Msr[msr]] = msrs.get(Msr[msr], 0) | low
+    for msr in ("IA32_VMX_PROCBASED_CTLS3", "IA32_VMX_EXIT_CTLS2", "IA32_VMX_VMFUNC"):
+        msrs[Msr[msr]] = both
+    msrs[Msr.IA32_VMX_CR4_FIXED1] |= 0x3FFF_FFFF
+    return dataclasses.replace(shape, name="capable", msrs=msrs)

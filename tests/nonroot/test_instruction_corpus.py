@@ -31,7 +31,6 @@ from vtx.machine.assembly import parse_instruction
 from vtx.machine.exit import Exit
 from vtx.machine.program import Instruction, Program, place
 from vtx.machine.shape import Shape
-from vtx.machine.vmcs import Vmcs
 
 CORPUS = Path(__file__).parents[1] / "data" / "instructions.jsonl.xz"
 LINES = lzma.decompress(CORPUS.read_bytes()).decode().splitlines()

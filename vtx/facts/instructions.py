@@ -389,7 +389,7 @@ _row("mov", None, None, "copy a register or a number to a register",
      ("mov destination:r64, value:imm32", "B8 +r id"),
      ("mov destination:r64, value:imm64", "W B8 +r iq"),
      ("mov destination:r64, source:r64", "W 8B /r"),
-     ("mov destination:r32, source:r32", "8B /r"))
+     ("mov destination:r32, source:r32", "8B /r", {"operand_size": 4}))
 _row("mov_to_ss", None, None, "load SS; blocks events until the next instruction is done",
      ("mov ss, source:r16", "8E /r"), ("mov ss, source:r64", "8E /r"), value="@source")
 _row("push", None, None, "push a register",

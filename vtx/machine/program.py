@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from vtx.bits import MASK32, MASK64
 from vtx.errors import InputError, UnknownName
 from vtx.facts.instructions import GENERAL_REGISTERS, INSTRUCTIONS, Form, InstructionSpec, Parameter
+from vtx.facts.lookup import as_number
 from vtx.machine.encoding import encoded_length
 
 if TYPE_CHECKING:
@@ -57,18 +58,21 @@ def operand_value(parameter: Parameter | None, value: int | str) -> int:
     """
     if isinstance(value, int):
         return int(value) & MASK64
+    try:
+        return int(value, 0) & MASK64
+    except ValueError:
+        pass
     if parameter is not None and parameter.kind == "msr":
         from vtx.facts.msrs import find_msr
 
-        return int(find_msr(value))
+        # A guest may access MSRs that no table lists: what comes of that is the machine's affair.
+        number = as_number(value)
+        return int(find_msr(value)) if number is None else number & MASK32
     if parameter is not None and parameter.kind == "field":
         from vtx.facts.fields import find_encoding
 
         return int(find_encoding(value))
-    try:
-        return int(value, 0) & MASK64
-    except ValueError:
-        raise InputError(f"{value!r} is not a number", hint="write 4096 or 0x1000") from None
+    raise InputError(f"{value!r} is not a number", hint="write 4096 or 0x1000")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from vtx.bits import bit, is_canonical
+from vtx.bits import bit
 from vtx.errors import GuestFault, NotSupported
 from vtx.machine.registers import AccessRights, Efer, Rflags, Segment
-from vtx.rules.execution_context import refresh
+from vtx.rules.execution_context import is_linear_address, refresh
 from vtx.rules.execution_memory import read, write
 from vtx.rules.injected import EventType
 
@@ -109,7 +109,7 @@ def through_idt(processor: Processor, event: Event, rf: int) -> None:
     new_cpl = cpl if conforming else code.dpl
     stack = _stack_pointer(processor, gate, new_cpl, event)
     frame = _frame(processor, event, rf)
-    if not is_canonical(gate.offset, processor.shape.linear_bits):
+    if not is_linear_address(processor, gate.offset):
         raise GuestFault(_GP, event.external, "the handler's address is not canonical")
     _push(processor, stack, frame, new_cpl)
     _mark_accessed(processor, code)
@@ -211,7 +211,7 @@ def _stack_pointer(processor: Processor, gate: _Gate, new_cpl: int, event: Event
         raise GuestFault(_TS, error, "the TSS has no such stack pointer")
     raw = read(processor, regs.tr.base + offset, 8, supervisor=True, delivery=True)
     stack = int.from_bytes(raw, "little")
-    if not is_canonical(stack, processor.shape.linear_bits):
+    if not is_linear_address(processor, stack):
         raise GuestFault(_SS, event.external, "the handler's stack pointer is not canonical")
     return stack & ~0xF
 
@@ -230,7 +230,7 @@ def _frame(processor: Processor, event: Event, rf: int) -> bytes:
 def _push(processor: Processor, stack: int, frame: bytes, new_cpl: int) -> None:
     """Write the frame below `stack`, as the handler's privilege level."""
     bottom = stack - len(frame)
-    if not is_canonical(bottom & 0xFFFF_FFFF_FFFF_FFFF, processor.shape.linear_bits):
+    if not is_linear_address(processor, bottom & 0xFFFF_FFFF_FFFF_FFFF):
         raise GuestFault(_SS, 0, "the handler's stack is not canonical")
     write(processor, bottom, frame, supervisor=new_cpl < 3, delivery=True)
 

@@ -1,4 +1,4 @@
-"""Keeping what translation depends on equal to the guest's registers.
+"""What translation depends on: kept equal to the guest's registers, and the width of addresses.
 
 VM entry and VM exit set the whole context; while the guest runs, whoever changes a register that
 paging looks at calls :func:`refresh`.
@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vtx.bits import is_canonical
 from vtx.facts.msrs import Msr
+from vtx.machine.registers import Cr4
 
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
 
-__all__ = ["refresh"]
+__all__ = ["is_linear_address", "refresh"]
+
+
+def is_linear_address(processor: Processor, address: int) -> bool:
+    """Tell whether a 64-bit address is canonical for the paging mode: 57 bits with CR4.LA57."""
+    return is_canonical(address, 57 if processor.regs.cr4 & Cr4.LA57 else 48)
 
 
 def refresh(processor: Processor) -> None:

@@ -13,7 +13,7 @@ from vtx.facts.instructions import GENERAL_REGISTERS
 from vtx.machine.mmu import Access
 from vtx.machine.registers import Rflags
 from vtx.rules.execution_memory import access, read, read_u64, write
-from vtx.rules.execution_registers import put, put_sized
+from vtx.rules.execution_registers import put_sized
 from vtx.rules.exiting_information import (
     address_size,
     operand_address,
@@ -86,11 +86,9 @@ def mov(processor: Processor, instruction: Instruction) -> None:
     """Copy a register or a number to a register."""
     operands = instruction.operands
     value = operands.get("value")
-    put(
-        processor,
-        instruction,
-        register(processor.regs, operands["source"]) if value is None else value,
-    )
+    if value is None:
+        value = register(processor.regs, operands["source"])
+    put_sized(processor, operands["destination"], value, operands.get("operand_size", 8))
 
 
 def push_value(processor: Processor, value: int) -> None:

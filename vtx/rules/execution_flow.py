@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vtx.bits import MASK64, bit, is_canonical
+from vtx.bits import MASK64, bit
 from vtx.errors import GuestFault, NotSupported
 from vtx.facts.controls import Pin
 from vtx.facts.exits import ExitReason
 from vtx.machine.registers import Efer, Interruptibility, Rflags, Segment
 from vtx.rules.delivery import Event, exception, fault_event, hand_over
 from vtx.rules.delivery_idt import Descriptor, read_descriptor
-from vtx.rules.execution_context import refresh
+from vtx.rules.execution_context import is_linear_address, refresh
 from vtx.rules.execution_data import push_value
 from vtx.rules.execution_memory import ExitTaken, read, read_u64
 from vtx.rules.exiting_faults import GP, NP, SS, UD
@@ -136,7 +136,7 @@ def _return(processor: Processor, skipped: int) -> None:
     cs &= 0xFFFF
     ss &= 0xFFFF
     code = _return_code_segment(processor, cs)
-    if not is_canonical(rip, processor.shape.linear_bits):
+    if not is_linear_address(processor, rip):
         raise GuestFault(GP, 0, "IRET to an address that is not canonical")
     new_cpl = cs & 3
     stack = _return_stack_segment(processor, ss, new_cpl, code)
@@ -226,7 +226,7 @@ def call(processor: Processor, instruction: Instruction) -> None:
     """CALL through memory: pushes the return address."""
     regs = processor.regs
     target = read_u64(processor, operand_address(regs, instruction.operands))
-    if not is_canonical(target, processor.shape.linear_bits):
+    if not is_linear_address(processor, target):
         raise GuestFault(GP, 0, "CALL to an address that is not canonical")
     push_value(processor, regs.rip + instruction.length & MASK64)
     regs.rip = target
@@ -235,7 +235,7 @@ def call(processor: Processor, instruction: Instruction) -> None:
 def jmp(processor: Processor, instruction: Instruction) -> None:
     """JMP to the linear address of another step."""
     target = instruction.operands["target"]
-    if not is_canonical(target, processor.shape.linear_bits):
+    if not is_linear_address(processor, target):
         raise GuestFault(GP, 0, "JMP to an address that is not canonical")
     processor.regs.rip = target
 

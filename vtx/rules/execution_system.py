@@ -20,6 +20,7 @@ from vtx.machine.registers import (
     TableRegister,
 )
 from vtx.rules.delivery_idt import Descriptor, read_descriptor
+from vtx.rules.execution_context import is_linear_address
 from vtx.rules.execution_memory import access, read, write
 from vtx.rules.execution_msrs import set_edx_eax
 from vtx.rules.execution_registers import put, put_sized
@@ -186,7 +187,7 @@ def _privileged(processor: Processor, instruction: Instruction) -> None:
 def invlpg(processor: Processor, instruction: Instruction) -> None:
     """INVLPG: an address that is not canonical makes it a no-operation."""
     linear = operand_address(processor.regs, instruction.operands)
-    if is_canonical(linear, processor.shape.linear_bits):
+    if is_linear_address(processor, linear):
         processor.mmu.invlpg(processor.context, linear)
 
 
@@ -204,7 +205,7 @@ def invpcid(processor: Processor, instruction: Instruction) -> None:
     by_pcid = kind in (_INVPCID_ADDRESS, _INVPCID_CONTEXT)
     if by_pcid and low and not regs.cr4 & Cr4.PCIDE:
         raise GuestFault(GP, 0, "INVPCID of a PCID with CR4.PCIDE 0")
-    if kind == _INVPCID_ADDRESS and not is_canonical(linear, processor.shape.linear_bits):
+    if kind == _INVPCID_ADDRESS and not is_linear_address(processor, linear):
         raise GuestFault(GP, 0, "INVPCID of an address that is not canonical")
     processor.mmu.invpcid(processor.context, kind, low, linear)
 
