@@ -77,7 +77,7 @@ def _fill(processor: Processor, vmcs: Vmcs) -> None:
     context.rflags = regs.rflags
     context.cpl = regs.cpl
     context.pkru = regs.pkru
-    context.pkrs = regs.msrs.get(_PKRS, 0)
+    context.pkrs = regs.msrs.get(_PKRS, 0) & 0xFFFF_FFFF
     context.pdptes = regs.pdptes
     controls = vmcs.proc2
     context.vpid = vmcs[Field.VPID] if controls & Proc2.ENABLE_VPID else 0

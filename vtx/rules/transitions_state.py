@@ -267,9 +267,13 @@ def _guest_system(values: dict[int, int], plan: Plan, now: SystemRegisters) -> S
     for name, field in plan.system_loads.items():
         loaded[name] = values[field]
     if "dr7" in loaded:
-        # Bits 12 and 15:14 become 0 and bit 10 becomes 1, whatever the field says.
-        loaded["dr7"] = loaded["dr7"] & 0xFFFF_2FFF | 0x400
+        loaded["dr7"] = _loaded_dr7(loaded["dr7"])
     return now._replace(**loaded)
+
+
+def _loaded_dr7(field: int) -> int:
+    """Return DR7 as VM entry loads it: bits 12 and 15:14 are 0 and bit 10 is 1, in any case."""
+    return field & 0xFFFF_2FFF | 0x400
 
 
 def _guest_segment(name: str, segment: Segment) -> Segment:
@@ -370,7 +374,7 @@ def _save_register(vmcs: Vmcs, plan: Plan, name: str, register: Any) -> bool:
             # Loaded but not saved: the next entry loads what the field still holds.
             return name not in plan.system_loads
         _put(vmcs, field, register)
-        return True
+        return bool(register == (_loaded_dr7(register) if name == "dr7" else register))
     if len(fields) == 1:
         _put(vmcs, fields[0], register)
         return True

@@ -387,7 +387,5 @@ def plan_for(fields: frozenset[Field], entry: int, exit1: int, exit2: int) -> Pl
         host_loads_efer=host_loads_efer,
         ia32e_guest=bool(entry & Entry.IA32E_MODE_GUEST),
         host_64bit=bool(exit1 & Exit1.HOST_ADDRESS_SPACE_SIZE),
-        repeats=loads_efer
-        and host_loads_efer
-        and not (_others(loads) or _others(saves) or _others(host_clears)),
+        repeats=loads_efer and host_loads_efer and not _others(loads + host_clears),
     )
