@@ -328,14 +328,14 @@ class VmmLoop:
         """Stop exits without progress: the same exit again, with nothing changed in between."""
         vmcs = cpu.vmcs
         assert vmcs is not None
-        values = vmcs.values
+        values, program = vmcs.values, cpu.cursors[0] if cpu.cursors else None
         state = (
             values[Field.EXIT_REASON],
             values[Field.GUEST_RIP],
             values[Field.EXIT_QUALIFICATION],
             values[Field.GUEST_PHYSICAL_ADDRESS],
-            cpu.steps,
             values[Field.GUEST_RFLAGS],
+            program and (program.index, program.record, tuple(program.iterations.items())),
             _GENERAL_REGISTERS(cpu.regs),
         )
         if state != self._last:

@@ -103,6 +103,9 @@ class Processor:
     delivered : tuple of (int, int or None), or None
         Vector and error code of the event that took the guest to where RIP is, until the run loop
         has seen it.
+    same_fault : tuple of (object, int)
+        The last exception that was delivered and where the guest's program stood, and how often
+        that has repeated itself.
     pause_loop : tuple of int, or None
         When the first and the last PAUSE of the current loop executed, for PAUSE-loop exiting.
     apic_write : int or None
@@ -146,6 +149,7 @@ class Processor:
         self.nmi_blocked = False
         self.monitor_armed = False
         self.delivered: tuple[int, int | None] | None = None
+        self.same_fault: tuple[object, int] = (None, 0)
         self.pause_loop: tuple[int, int] | None = None
         self.apic_write: int | None = None
         self.preemption_timer: int | None = None

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from vtx.bits import MASK32, MASK64
 from vtx.errors import InputError, UnknownName
 from vtx.facts.instructions import GENERAL_REGISTERS, INSTRUCTIONS, Form, InstructionSpec, Parameter
-from vtx.facts.lookup import as_number
 from vtx.machine.encoding import encoded_length
 
 if TYPE_CHECKING:
@@ -65,9 +64,7 @@ def operand_value(parameter: Parameter | None, value: int | str) -> int:
     if parameter is not None and parameter.kind == "msr":
         from vtx.facts.msrs import find_msr
 
-        # A guest may access MSRs that no table lists: what comes of that is the machine's affair.
-        number = as_number(value)
-        return int(find_msr(value)) if number is None else number & MASK32
+        return int(find_msr(value))
     if parameter is not None and parameter.kind == "field":
         from vtx.facts.fields import find_encoding
 

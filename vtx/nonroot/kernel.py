@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from vtx.errors import EmulationStopped, InputError
+from vtx.errors import EmulationStopped, GuestFault, InputError
 from vtx.facts.controls import Proc2
 from vtx.facts.exits import ExitReason
 from vtx.machine.exit_information import ExitInformation
@@ -25,7 +25,10 @@ __all__ = ["NEEDS_RIP", "arrive", "enter_handler", "page_in"]
 
 _BUS_LOCK_ASSERTED = 1 << 26
 _MAX_HANDLERS = 64
+#: A fault that repeats itself so often, with nothing done in between, does so for ever.
+_MAX_SAME_FAULTS = 32
 _FIRST_INTERRUPT = 16
+_FIRST_VECTOR_OF_USERS = 32
 _NO_FAULTS = {2: "nmi", 3: "int3", 4: "into"}
 #: Events that do not wait for a boundary: RIP must reference what executes next.
 NEEDS_RIP = frozenset({"exception", "bus_lock", "instruction_timeout"})
@@ -63,7 +66,7 @@ def enter_handler(processor: Processor) -> None:
     Raises
     ------
     EmulationStopped
-        Handlers interrupt each other without end.
+        Handlers interrupt each other without end, or return to what they were called for.
     """
     assert processor.delivered is not None
     vector, error_code = processor.delivered
@@ -72,6 +75,8 @@ def enter_handler(processor: Processor) -> None:
         raise EmulationStopped(
             f"{_MAX_HANDLERS} handlers of the guest interrupt each other: no progress"
         )
+    if vector < _FIRST_VECTOR_OF_USERS:
+        _notice_fault(processor, vector, error_code)
     rip = processor.regs.rip
     guest = processor.cursors[0].program
     program = guest.handlers.get(vector)
@@ -87,6 +92,22 @@ def enter_handler(processor: Processor) -> None:
             cursor.page_fault = (processor.regs.cr2, error_code or 0)
     cursor.address = rip
     processor.cursors.append(cursor)
+
+
+def _notice_fault(processor: Processor, vector: int, error_code: int | None) -> None:
+    """Stop a guest whose handler returns to the instruction that faults again, and again."""
+    program = processor.cursors[0]
+    rounds = tuple(program.iterations.items())
+    place = (vector, error_code, processor.regs.cr2, program.index, program.record, rounds)
+    last, times = processor.same_fault
+    times = times + 1 if place == last else 0
+    processor.same_fault = (place, times)
+    if times >= _MAX_SAME_FAULTS:
+        raise EmulationStopped(
+            f"{program.current() or 'the guest'} at {program.address or 0:#x} raises "
+            f"{GuestFault(vector, error_code)} again and again, and the guest's handler of it "
+            "changes nothing"
+        )
 
 
 def page_in(processor: Processor, cursor: Cursor) -> None:

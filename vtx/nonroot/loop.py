@@ -31,6 +31,7 @@ __all__ = ["Guest"]
 _TF, _RF = int(Rflags.TF), int(Rflags.RF)
 _STI_OR_MOV_SS = 3
 _SINGLE_STEP = 1 << 14
+_MAX_JUMPS = 100_000
 
 
 @cache
@@ -57,6 +58,7 @@ class Guest:
         assert vmcs is not None
         self.quiet = is_quiet(processor)
         self.traps = bool(vmcs.proc1 & Proc1.MONITOR_TRAP_FLAG)
+        self.jumps = 0
 
     def enter(self, *, entered: bool) -> ExitInformation | None:
         """Find the step that RIP references; return the exit that VM entry itself leads to."""
@@ -189,8 +191,18 @@ class Guest:
             cursor.advance()
             cursor.address = rip
         else:
-            jump(cursor, rip)
+            self._jump(cursor, rip)
         return None
+
+    def _jump(self, cursor: Cursor, rip: int) -> None:
+        """Go on at the step at `rip`; stop a guest that runs in circles with nothing to stop it."""
+        self.jumps += 1
+        if self.jumps > _MAX_JUMPS and steps_to_timer(self.processor) is None:
+            raise EmulationStopped(
+                f"the guest jumped {_MAX_JUMPS} times without a VM exit, last to {rip:#x}: "
+                "it would run for ever"
+            )
+        jump(cursor, rip)
 
     def _execute(self, cursor: Cursor, instruction: Instruction) -> ExitInformation | None:
         """Fetch, decide, execute; let a fault become the guest's exception."""
