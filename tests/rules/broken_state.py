@@ -176,7 +176,9 @@ MSR_LOAD = (
     _msr_load("fs_base", Msr.IA32_FS_BASE),
     _msr_load("gs_base", Msr.IA32_GS_BASE),
     _msr_load("x2apic", 0x8FF, also=FAULT, why="the machine has no such MSR"),
-    _msr_load("smm_only", Msr.IA32_SMM_MONITOR_CTL),
+    _msr_load(
+        "smm_only", Msr.IA32_SMM_MONITOR_CTL, also=FAULT, why="WRMSR outside SMM faults, too"
+    ),
     _msr_load("smbase", Msr.IA32_SMBASE, also=FAULT, why="the MSR is never writable"),
     _msr_load("model_specific", Msr.IA32_BIOS_SIGN_ID),
     _msr_load("reserved", 1 << 32 | Msr.IA32_PAT, 0x0007_0406_0007_0406),

@@ -31,13 +31,26 @@ if TYPE_CHECKING:
     from vtx.machine.processor import Processor
     from vtx.machine.shape import Shape
 
-__all__ = ["READ_ONLY", "wrmsr_fault"]
+__all__ = ["MISSING", "READ_ONLY", "wrmsr_fault"]
 
 #: Says what is wrong with a value, None if WRMSR accepts it.
 Rule = Callable[["Processor", int], str | None]
 
 _RESERVED = "it sets reserved bits"
 _NOT_CANONICAL = "it is not canonical"
+_NO_SUCH_MSR = "there is no such MSR"
+_NOT_ON_THIS_CPU = "the CPU does not have the MSR"
+#: What `wrmsr_fault` says of MSRs that do not exist: RDMSR faults, too.
+MISSING = frozenset({_NO_SUCH_MSR, _NOT_ON_THIS_CPU})
+
+_MTRR_TYPES = frozenset({0, 1, 4, 5, 6})
+_BOOTSTRAP_PROCESSOR, _X2APIC_MODE, _APIC_ENABLED = 1 << 8, 1 << 10, 1 << 11
+_APIC_MODE = _X2APIC_MODE | _APIC_ENABLED
+#: Changes of mode that WRMSR refuses (SDM, "x2APIC State Transitions").
+_FORBIDDEN_APIC_MODES = frozenset(
+    {(before, _X2APIC_MODE) for before in (0, _APIC_ENABLED, _APIC_MODE)}
+    | {(0, _APIC_MODE), (_APIC_MODE, _APIC_ENABLED)}
+)
 
 #: MSRs that WRMSR never writes.
 READ_ONLY = frozenset(
@@ -45,6 +58,8 @@ READ_ONLY = frozenset(
         *range(Msr.IA32_VMX_BASIC, Msr.IA32_VMX_EXIT_CTLS2 + 1),
         Msr.IA32_MTRRCAP,
         Msr.IA32_ARCH_CAPABILITIES,
+        Msr.IA32_SMBASE,
+        Msr.IA32_TME_ACTIVATE,  # firmware locks it
     }
 )
 
@@ -84,11 +99,9 @@ _ADDRESSES = frozenset(
 _DEFINED_BITS = {
     Msr.IA32_TSC_AUX: 0xFFFF_FFFF,
     Msr.IA32_UMWAIT_CONTROL: 0xFFFF_FFFD,
-    Msr.IA32_MTRR_DEF_TYPE: 0xCFF,
     Msr.IA32_PRED_CMD: 1 << 0,
     Msr.IA32_FLUSH_CMD: 1 << 0,
     Msr.IA32_PKRS: 0xFFFF_FFFF,
-    Msr.IA32_SMM_MONITOR_CTL: 0xFFFF_F005,
 }
 
 #: MSRs whose reserved bits depend on the CPU.
@@ -131,12 +144,28 @@ def _feature_control(processor: Processor, value: int) -> str | None:
 
 
 def _apic_base(processor: Processor, value: int) -> str | None:
-    defined = (1 << processor.shape.maxphyaddr) - 1 & ~0x2FF | 1 << 8
-    if value & ~defined:
+    """Judge by the local APIC's modes: disabled, xAPIC, x2APIC (bits 11:10 = 0, 2, 3)."""
+    shape = processor.shape
+    x2apic = _X2APIC_MODE if "x2apic" in shape.features else 0
+    address = (1 << shape.maxphyaddr) - 0x1000
+    if value & ~(address | _APIC_ENABLED | x2apic | _BOOTSTRAP_PROCESSOR):
         return _RESERVED
-    if value >> 10 & 3 == 1:
-        return "x2APIC mode needs the global enable bit"
+    before = processor.regs.msrs.get(Msr.IA32_APIC_BASE, _APIC_ENABLED) & _APIC_MODE
+    if (before, value & _APIC_MODE) in _FORBIDDEN_APIC_MODES:
+        return "the local APIC cannot change to that mode"
     return None
+
+
+def _mtrr_def_type(processor: Processor, value: int) -> str | None:
+    if value & ~0xCFF:
+        return _RESERVED
+    return None if value & 0xFF in _MTRR_TYPES else "its memory type does not exist"
+
+
+def _smm_monitor_ctl(processor: Processor, value: int) -> str | None:
+    if not processor.smm:
+        return "the MSR can be written in SMM only"
+    return _RESERVED if value & ~0xFFFF_F005 else None
 
 
 def _cet(processor: Processor, value: int) -> str | None:
@@ -190,6 +219,8 @@ _RULES: dict[int, Rule] = {
     Msr.IA32_PAT: _pat,
     Msr.IA32_FEATURE_CONTROL: _feature_control,
     Msr.IA32_APIC_BASE: _apic_base,
+    Msr.IA32_MTRR_DEF_TYPE: _mtrr_def_type,
+    Msr.IA32_SMM_MONITOR_CTL: _smm_monitor_ctl,
     Msr.IA32_U_CET: _cet,
     Msr.IA32_S_CET: _cet,
     **dict.fromkeys(range(Msr.IA32_PL0_SSP, Msr.IA32_PL3_SSP + 1), _shadow_stack),
@@ -229,12 +260,12 @@ def wrmsr_fault(processor: Processor, msr: int, value: int) -> str | None:
         return "the MSR is read-only"
     feature = _NEEDS_CR4_BIT.get(msr)
     if feature is not None and not cr4_may_be_1(shape, feature):
-        return "the CPU does not have the MSR"
+        return _NOT_ON_THIS_CPU
     if msr in _DEFINED_BITS:
         return _RESERVED if value & ~_DEFINED_BITS[Msr(msr)] else None
     if msr in _RESERVED_BITS:
         return _RESERVED if value & _RESERVED_BITS[msr](shape) else None
     rule = _RULES.get(msr)
     if rule is None:
-        return "there is no such MSR"
+        return _NO_SUCH_MSR
     return rule(processor, value)
