@@ -144,6 +144,7 @@ def _index() -> dict[int, tuple[int, tuple[tuple[int, Check], ...]]]:
 
 
 _READERS = _index()
+_WATCHED = {field: watched for field, (watched, _) in _READERS.items()}
 
 
 class _Judgement:
@@ -233,9 +234,13 @@ def entry_failure(vmcs: Vmcs, processor: Processor) -> Failure | None:
             return _failure(broken)
         vmcs.judged = _Judgement(vmcs, processor)
         return None
-    stale = _stale_checks(vmcs, judged)
-    if stale or judged.from_memory:
-        return _check_again(vmcs, processor, judged, stale)
+    values, known = vmcs.values, judged.values
+    for field in vmcs.dirty:
+        watched = _WATCHED.get(field)
+        if watched and (values[field] ^ known[field]) & watched:
+            return _check_again(vmcs, processor, judged, _stale_checks(vmcs, judged))
+    if judged.from_memory:
+        return _check_again(vmcs, processor, judged, set())
     return None
 
 
