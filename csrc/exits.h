@@ -114,7 +114,8 @@ typedef struct {
     uint64_t key;
     int32_t vcpu; /* last one it entered as, or -1 */
     uint8_t used, open, ambiguous, pad;
-    vtx_exit exit; /* while open */
+    vtx_exit exit; /* while open; then the last one */
+    vtx_exit last; /* the one before */
 } stream;
 
 struct vtx_exits {

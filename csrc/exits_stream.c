@@ -104,6 +104,7 @@ static uint64_t key_of(vtx_exits *scanner, const frame *where, const payload *wh
 static void open_exit(vtx_exits *scanner, stream *in, const frame *where, const payload *what,
                       uint16_t reason, uint64_t line_number) {
     vtx_exit *exit = &in->exit;
+    in->last = *exit;
     memset(exit, 0, sizeof *exit);
     exit->flags = what->flags;
     if (where->has_time) {
@@ -147,6 +148,22 @@ static void close_exit(vtx_exits *scanner, stream *in, const frame *where) {
     }
     exit->flags |= VTX_EXIT_DURATION;
     exit->duration_ns = where->time_ns - exit->time_ns;
+}
+
+/* The exit is over: was it the one before it over again? Without rip nobody can tell. */
+static void finish(stream *in, vtx_exit *out) {
+    vtx_exit *exit = &in->exit;
+    const vtx_exit *last = &in->last;
+    const int address =
+        exit->detail_kind == VTX_EVENT_PAGE_FAULT || exit->detail_kind == VTX_EVENT_MMIO;
+    const int same = last->line && exit->flags & last->flags & VTX_EXIT_RIP &&
+                     exit->reason == last->reason && exit->rip == last->rip &&
+                     exit->detail_kind == last->detail_kind &&
+                     (address ? exit->detail >> 12 == last->detail >> 12
+                              : exit->detail == last->detail);
+    exit->repeats = same ? last->repeats + 1 : 0;
+    exit->run_line = same ? last->run_line : exit->line;
+    *out = *exit;
 }
 
 static void add_detail(vtx_exit *exit, enum vtx_exit_event event, const payload *what) {
@@ -247,7 +264,7 @@ int stream_event(vtx_exits *scanner, const frame *where, const payload *what, ui
             return 0;
         over = in->open;
         if (over)
-            *out = in->exit;
+            finish(in, out);
         open_exit(scanner, in, where, what, (uint16_t)reason, line_number);
     } else if (where->event == VTX_EVENT_ENTRY || where->event == VTX_EVENT_XEN_ENTRY) {
         if (what->has & HAS_VCPU) {
@@ -261,7 +278,7 @@ int stream_event(vtx_exits *scanner, const frame *where, const payload *what, ui
             close_exit(scanner, in, where);
             if (in->exit.vcpu < 0)
                 in->exit.vcpu = in->vcpu;
-            *out = in->exit;
+            finish(in, out);
             in->open = 0;
         }
     } else if (in->open) {
@@ -277,7 +294,7 @@ uint64_t stream_close(vtx_exits *scanner, vtx_exit *out, uint64_t capacity) {
         stream *in = &scanner->streams[scanner->close_at];
         if (in->used && in->open) {
             in->open = 0;
-            out[count++] = in->exit;
+            finish(in, &out[count++]);
         }
     }
     return count;

@@ -303,6 +303,7 @@ typedef struct {
     uint64_t detail; /* detail_kind: guest-physical address, MSR, port, or CPUID leaf */
     uint64_t value;  /* what was read or written; the error code of a page fault */
     uint64_t line;   /* of the exit, from 1 */
+    uint64_t run_line; /* of the first of the exits that repeat each other up to this one */
     uint32_t intr_info, error_code;
     uint32_t tid; /* thread, or Xen domain; 0: unknown */
     int32_t vcpu; /* -1: unknown */
@@ -314,6 +315,9 @@ typedef struct {
     uint8_t detail_kind;  /* enum vtx_exit_event of the event that told, 0: none */
     uint8_t detail_size;  /* bytes of an I/O or memory access */
     uint16_t pad;
+    uint32_t repeats; /* how many exits before it, one after the other in its thread, were the same:
+                       * reason, rip and page */
+    uint32_t pad2;
 } vtx_exit;
 
 typedef struct {

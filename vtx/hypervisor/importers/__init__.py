@@ -1,0 +1,1 @@
+"""What other people's tools recorded, read into the lab's terms."""
