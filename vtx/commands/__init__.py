@@ -5,6 +5,7 @@ from __future__ import annotations
 from vtx.commands.base import Command
 from vtx.commands.check import Check
 from vtx.commands.compare import Compare
+from vtx.commands.exits import Exits
 from vtx.commands.explain import Explain
 from vtx.commands.profiles import Profiles
 from vtx.commands.replay import Replay
@@ -12,4 +13,4 @@ from vtx.commands.replay import Replay
 __all__ = ["COMMANDS", "Command"]
 
 #: In the order in which help lists them.
-COMMANDS: tuple[type[Command], ...] = (Replay, Compare, Check, Profiles, Explain)
+COMMANDS: tuple[type[Command], ...] = (Replay, Compare, Exits, Check, Profiles, Explain)

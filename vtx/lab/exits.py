@@ -71,8 +71,6 @@ class Times:
         Their arithmetic mean.
     squares : float
         Sum of squared distances from the mean.
-    relative_error : float, optional
-        Standard error of the mean over the mean, where a report gave that instead of `squares`.
     percentiles : mapping of int to int
         Durations that so many percent of the exits do not exceed (nearest rank).
     """
@@ -83,14 +81,11 @@ class Times:
     most: float
     mean: float
     squares: float = 0.0
-    relative_error: float | None = None
     percentiles: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def deviation(self) -> float | None:
         """Standard deviation of the sample; None for fewer than two exits."""
-        if self.relative_error is not None:
-            return self.relative_error * self.mean * math.sqrt(self.samples)
         if self.samples < 2:
             return None
         return math.sqrt(self.squares / (self.samples - 1))
@@ -98,8 +93,6 @@ class Times:
     @property
     def error(self) -> float | None:
         """Standard error of the mean over the mean: the ± of ``perf kvm stat``."""
-        if self.relative_error is not None:
-            return self.relative_error
         deviation = self.deviation
         if deviation is None or not self.mean:
             return None

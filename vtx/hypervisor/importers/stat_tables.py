@@ -136,9 +136,11 @@ class _Reader:
         if self.table.total_samples is not None:
             self.tables.append(StatTable())
         mean = float(row["avg"]) * 1000
-        error = None if "nan" in row["error"] else float(row["error"]) / 100
+        # The error is the deviation over the root of the samples over the mean.
+        error = 0.0 if "nan" in row["error"] else float(row["error"]) / 100
+        squares = (error * mean) ** 2 * samples * (samples - 1)
         low, high = float(row["min"]) * 1000, float(row["max"]) * 1000
-        times = Times(samples, samples * mean, low, high, mean, relative_error=error)
+        times = Times(samples, samples * mean, low, high, mean, squares)
         note, self._note = self._note if name == "UNKNOWN" else "", ""
         self.table.rows.append(
             ExitRow(
