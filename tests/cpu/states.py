@@ -8,10 +8,12 @@ from functools import cache
 
 from vtx.cpu import Cpu, Machine
 from vtx.errors import EndOfTrace, GuestFault, VMfailInvalid, VMfailValid
+from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
 from vtx.facts.msrs import Msr
 from vtx.machine.assembly import parse_instruction
 from vtx.machine.exit import Exit
+from vtx.machine.exit_information import ExitInformation
 from vtx.machine.program import Program
 from vtx.machine.registers import Segment
 from vtx.machine.shape import Shape
@@ -143,3 +145,8 @@ def outcome(cpu: Cpu, act: Callable[[Cpu], object]) -> str:
         return "success"
     assert cpu.regs.rflags & STATUS_FLAGS == 0
     return "success"
+
+
+def vmx_exit() -> ExitInformation:
+    """Return a VM exit due to CPUID."""
+    return ExitInformation(ExitReason.CPUID, instruction_length=2)
