@@ -36,7 +36,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "exit_reasons"
 
 #: So many exits that change nothing at all, one after the other, are a loop that never ends.
-_PATIENCE = 32
+_PATIENCE = 64
 #: How many exits lie between two calls of the VMM's `watch`.
 _WATCH_EVERY = 256
 
@@ -335,6 +335,7 @@ class VmmLoop:
             values[Field.EXIT_QUALIFICATION],
             values[Field.GUEST_PHYSICAL_ADDRESS],
             values[Field.GUEST_RFLAGS],
+            len(cpu.pending.interrupts),
             program and (program.index, program.record, tuple(program.iterations.items())),
             _GENERAL_REGISTERS(cpu.regs),
         )

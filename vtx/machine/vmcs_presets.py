@@ -19,7 +19,7 @@ __all__ = ["fill_64bit_guest"]
 
 # What the VMM would like; a CPU that does not have a control goes without.
 _WANTED: dict[str, tuple[IntEnum, ...]] = {
-    "pin": (Pin.EXTERNAL_INTERRUPT_EXITING, Pin.NMI_EXITING),
+    "pin": (Pin.EXTERNAL_INTERRUPT_EXITING, Pin.NMI_EXITING, Pin.VIRTUAL_NMIS),
     "proc1": (
         Proc1.HLT_EXITING,
         Proc1.UNCONDITIONAL_IO_EXITING,

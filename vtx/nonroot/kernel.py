@@ -15,7 +15,7 @@ from vtx.facts.controls import Proc2
 from vtx.facts.exits import ExitReason
 from vtx.machine.exit_information import ExitInformation
 from vtx.machine.program import Cursor, Instruction, Operation, Program, place
-from vtx.rules.delivery import PF, WITH_ERROR_CODE, Event, exception
+from vtx.rules.delivery import NMI, PF, WITH_ERROR_CODE, Event, exception
 from vtx.rules.injected import EventType
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def enter_handler(processor: Processor) -> None:
         raise EmulationStopped(
             f"{_MAX_HANDLERS} handlers of the guest interrupt each other: no progress"
         )
-    if vector < _FIRST_VECTOR_OF_USERS:
+    if vector < _FIRST_VECTOR_OF_USERS and vector != NMI:
         _notice_fault(processor, vector, error_code)
     rip = processor.regs.rip
     guest = processor.cursors[0].program

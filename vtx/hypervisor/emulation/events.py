@@ -164,6 +164,8 @@ class Events(VmmLoop):
         information = cpu.vmread(Field.VM_EXIT_INTERRUPTION_INFORMATION)
         vector, kind = information & 0xFF, information >> TYPE_SHIFT & 7
         if kind == EventType.NMI:
+            # The exit blocks NMIs; the IRET at the end of the VMM's own handler unblocks them.
+            cpu.nmi_blocked = False
             self.raise_nmi(cpu)
             return
         if vector == _PF:
