@@ -81,17 +81,6 @@ void guest_mode_set(guest_mode *mode, const vtx_context *context, const vtx_shap
     }
 }
 
-unsigned guest_shift(const guest_mode *mode, unsigned level) {
-    return mode->paging == PAGING_32BIT ? 2 + 10 * level : 3 + 9 * level;
-}
-
-int guest_is_canonical(const guest_mode *mode, uint64_t gva) {
-    if (mode->linear_bits == 32)
-        return 1; /* the address was truncated to 32 bits */
-    int64_t top = (int64_t)gva >> (mode->linear_bits - 1);
-    return top == 0 || top == -1;
-}
-
 static uint64_t entry_address(const guest_mode *mode, const guest_walk *walk, uint64_t table) {
     const unsigned shift = guest_shift(mode, walk->level);
     if (mode->paging == PAGING_32BIT)

@@ -87,9 +87,16 @@ static inline unsigned guest_entry_size(const guest_mode *mode) {
 }
 
 /* log2 of the region that one entry of `level` maps. */
-unsigned guest_shift(const guest_mode *mode, unsigned level);
+static inline unsigned guest_shift(const guest_mode *mode, unsigned level) {
+    return mode->paging == PAGING_32BIT ? 2 + 10 * level : 3 + 9 * level;
+}
 
-int guest_is_canonical(const guest_mode *mode, uint64_t gva);
+static inline int guest_is_canonical(const guest_mode *mode, uint64_t gva) {
+    if (mode->linear_bits == 32)
+        return 1; /* the address was truncated to 32 bits */
+    int64_t top = (int64_t)gva >> (mode->linear_bits - 1);
+    return top == 0 || top == -1;
+}
 
 /* Start a walk. GUEST_DONE without paging, GUEST_NOT_PRESENT for a PDPTE register without P. */
 enum guest_step guest_begin(const guest_mode *mode, guest_walk *walk, uint64_t gva);

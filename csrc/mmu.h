@@ -2,6 +2,7 @@
 #ifndef VTX_MMU_H
 #define VTX_MMU_H
 
+#include "cache.h"
 #include "core.h"
 #include "ept.h"
 #include "guest.h"

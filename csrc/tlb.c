@@ -1,4 +1,4 @@
-/* TLBs and the small caches beside them. See tlb.h. */
+/* The TLBs. See tlb.h. */
 #include "tlb.h"
 
 #include <stdlib.h>
@@ -258,89 +258,4 @@ uint64_t tlb_remove(vtx_tlb *tlb, const tlb_target *target) {
                                        tlb->spaces, target);
     }
     return removed;
-}
-
-/* ---- Small caches ---------------------------------------------------------------------------- */
-
-int cache_init(small_cache *cache, uint32_t count) {
-    memset(cache, 0, sizeof *cache);
-    cache->count = count;
-    if (!count)
-        return 1;
-    cache->tags = calloc(count, sizeof *cache->tags);
-    cache->stamps = calloc(count, sizeof *cache->stamps);
-    cache->entries = calloc(count, sizeof *cache->entries);
-    return cache->tags && cache->stamps && cache->entries;
-}
-
-void cache_free(small_cache *cache) {
-    free(cache->tags);
-    free(cache->stamps);
-    free(cache->entries);
-}
-
-cache_entry *cache_find(small_cache *cache, uint64_t tag) {
-    for (uint32_t i = 0; i < cache->used; i++) {
-        if (cache->tags[i] == tag) {
-            cache->stamps[i] = ++cache->clock;
-            return &cache->entries[i];
-        }
-    }
-    return NULL;
-}
-
-cache_entry *cache_claim(small_cache *cache, uint64_t tag) {
-    uint32_t victim = 0;
-    for (uint32_t i = 0; i < cache->used; i++) {
-        if (cache->tags[i] == tag) {
-            victim = i;
-            goto found;
-        }
-        if (cache->stamps[i] < cache->stamps[victim])
-            victim = i;
-    }
-    if (cache->used < cache->count)
-        victim = cache->used++;
-found:
-    cache->tags[victim] = tag;
-    cache->stamps[victim] = ++cache->clock;
-    return &cache->entries[victim];
-}
-
-static void cache_move(small_cache *cache, uint32_t to, uint32_t from) {
-    cache->tags[to] = cache->tags[from];
-    cache->stamps[to] = cache->stamps[from];
-    cache->entries[to] = cache->entries[from];
-}
-
-void cache_forget(small_cache *cache, uint64_t tag) {
-    for (uint32_t i = 0; i < cache->used; i++) {
-        if (cache->tags[i] == tag) {
-            cache_move(cache, i, --cache->used);
-            return;
-        }
-    }
-}
-
-uint64_t cache_remove(small_cache *cache, const tlb_space *spaces, const tlb_target *target) {
-    uint32_t kept = 0;
-    for (uint32_t i = 0; i < cache->used; i++) {
-        const uint64_t tag = cache->tags[i];
-        const unsigned region = cache->entries[i].shift;
-        const int gone =
-            spaces[tag_space(tag)].chosen &&
-            (!target->by_address ||
-             ((tag_address(tag) ^ target->address) << 7 >> 7) >> region == 0);
-        if (gone)
-            continue;
-        cache_move(cache, kept++, i);
-    }
-    const uint64_t removed = cache->used - kept;
-    cache->used = kept;
-    return removed;
-}
-
-void cache_mark_live(const small_cache *cache, tlb_space *spaces) {
-    for (uint32_t i = 0; i < cache->used; i++)
-        spaces[tag_space(cache->tags[i])].chosen = 1;
 }

@@ -158,39 +158,4 @@ static inline int tlb_entry_covers(uint64_t tag, uint64_t payload, uint64_t addr
     return ((tag_address(tag) ^ address) << 7 >> 7) >> shift == 0;
 }
 
-/* ---- Small fully associative caches: paging-structure caches, nested TLB ---------------------- */
-
-typedef struct {
-    uint64_t base;    /* next table or page, host-physical */
-    uint64_t gpa;     /* next table, guest-physical (linear caches) */
-    uint32_t rights;
-    uint32_t shift;   /* log2 of the region that the entry is for */
-    uint64_t leaf;    /* nested TLB: the EPT leaf */
-} cache_entry;
-
-typedef struct {
-    uint64_t *tags;   /* the first `used` are valid */
-    uint64_t *stamps; /* of the last use */
-    cache_entry *entries;
-    uint64_t clock;
-    uint32_t count, used;
-    uint8_t present; /* nested TLB: page sizes that it may hold */
-} small_cache;
-
-int cache_init(small_cache *cache, uint32_t count);
-void cache_free(small_cache *cache);
-/* `tag` is tlb_tag-like: any nonzero number that ends in the space. NULL on a miss. */
-cache_entry *cache_find(small_cache *cache, uint64_t tag);
-/* The entry to fill: the one with this tag, or an empty one, or the least recently used. */
-cache_entry *cache_claim(small_cache *cache, uint64_t tag);
-/* Remove the entry with this tag, if there is one. */
-void cache_forget(small_cache *cache, uint64_t tag);
-/* Remove entries of chosen spaces: all, or those whose region (entry.shift) holds the address. */
-uint64_t cache_remove(small_cache *cache, const tlb_space *spaces, const tlb_target *target);
-void cache_mark_live(const small_cache *cache, tlb_space *spaces);
-
-static inline uint64_t cache_tag(uint64_t address, unsigned shift, uint32_t space) {
-    return (address >> shift << (shift - 12)) << 19 | space;
-}
-
 #endif
