@@ -122,8 +122,9 @@ def test_a_vectored_event_wakes_the_guest():
 def test_an_injected_nmi_blocks_nmis(virtual: bool):
     cpu = states.loaded(vm_entry_interruption_information=VALID | EventType.NMI << 8 | 2)
     assert cpu.vmcs is not None
-    if virtual:
-        cpu.vmcs[Field.PIN_BASED_CONTROLS] |= Pin.NMI_EXITING | Pin.VIRTUAL_NMIS
+    cpu.vmcs[Field.PIN_BASED_CONTROLS] |= Pin.NMI_EXITING | Pin.VIRTUAL_NMIS
+    if not virtual:
+        cpu.vmcs[Field.PIN_BASED_CONTROLS] ^= Pin.VIRTUAL_NMIS
     assert vmx_entry.vmlaunch(cpu) is None
     assert cpu.regs.interruptibility_state == Interruptibility.NMI
     assert cpu.nmi_blocked is not virtual

@@ -455,7 +455,9 @@ def test_pdptes_come_from_memory_without_ept():
 @pytest.mark.parametrize("blocked", [True, False])
 def test_nmi_blocking_after_entry(virtual: bool, blocked: bool):
     cpu = loaded(guest_interruptibility_state=8 if blocked else 0)
-    cpu.vmcs[Field.PIN_BASED_CONTROLS] |= Pin.NMI_EXITING | (Pin.VIRTUAL_NMIS if virtual else 0)
+    cpu.vmcs[Field.PIN_BASED_CONTROLS] |= Pin.NMI_EXITING | Pin.VIRTUAL_NMIS
+    if not virtual:
+        cpu.vmcs[Field.PIN_BASED_CONTROLS] ^= Pin.VIRTUAL_NMIS
     cpu.nmi_blocked = not blocked
     reenter(cpu)
     assert cpu.nmi_blocked is (blocked and not virtual)

@@ -11,12 +11,15 @@ from collections import deque
 from enum import IntEnum
 from typing import NamedTuple
 
+from vtx.facts.members import plain_members
+
 __all__ = ["GUEST", "Event", "EventLog", "ExitRecord"]
 
 #: The row of events outside the handling of any VM exit (set-up by the VMM, guest execution).
 GUEST = -1
 
 
+@plain_members
 class Event(IntEnum):
     """Kinds of event that have a price or a place in the ledger."""
 
@@ -46,6 +49,9 @@ class Event(IntEnum):
     """An exception or interrupt delivered through the guest's IDT without a VM exit."""
     GUEST_INSTRUCTION = 11
     """An instruction of a trace that took effect in the guest without a VM exit."""
+
+
+_VM_EXIT, _FAULT_EXIT = Event.VM_EXIT, Event.FAULT_EXIT
 
 
 class ExitRecord(NamedTuple):
@@ -94,10 +100,15 @@ class EventLog:
 
     def vm_exit(self, record: ExitRecord, *, fault: bool) -> None:
         """Count a VM exit and keep its record; what follows belongs to its reason."""
-        self.handle(record.reason)
-        self.row[Event.VM_EXIT] += 1
+        reason = record.reason
+        row = self.counts.get(reason)
+        if row is None:
+            row = self.counts[reason] = [0] * len(Event)
+        self.reason = reason
+        self.row = row
+        row[_VM_EXIT] += 1
         if fault:
-            self.row[Event.FAULT_EXIT] += 1
+            row[_FAULT_EXIT] += 1
         self.exit_count += 1
         self.exits.append(record)
 

@@ -37,8 +37,8 @@ __all__ = ["ENTRY_FAILURE", "VmxAbort", "entry_failure", "load_guest_state", "vm
 #: Bit 31 of the exit reason: the VM entry failed.
 ENTRY_FAILURE = 1 << 31
 _VALID = 1 << 31
-_INTERRUPTION_TYPE = 0x700
 _TYPE_NMI = 2 << 8
+_NMI_EVENT = _VALID | 0x700
 _IA32E_MODE_GUEST = 1 << 9
 _NMI = int(Interruptibility.NMI)
 _RF = int(Rflags.RF)
@@ -149,16 +149,16 @@ def vm_exit(processor: Processor, info: ExitInformation) -> None:
     if processor.preemption_timer is not None:
         _stop_preemption_timer(processor, vmcs)
     stores = values[_STORE_COUNT]
-    exchanged = not stores and exchange_for_host(processor, known)
-    if not exchanged:
+    if stores or not exchange_for_host(processor, known):
         save_guest(processor, known)
         _save_by_mode(processor, vmcs)
-    if stores:
-        store_at_exit(processor)
-    if info.interruption_information & (_VALID | _INTERRUPTION_TYPE) == _VALID | _TYPE_NMI:
+        if stores:
+            store_at_exit(processor)
+        _load_host_registers(processor, known)
+    if info.interruption_information & _NMI_EVENT == _VALID | _TYPE_NMI:
         # An NMI that exits blocks further NMIs, but only once the exit is complete.
         processor.nmi_blocked = True
-    _load_host_state(processor, known, exchanged=exchanged)
+    _enter_root_operation(processor, known)
     if values[_LOAD_COUNT]:
         load_at_exit(processor)
 
@@ -167,15 +167,19 @@ def _log_exit(processor: Processor, values: dict[int, int], info: ExitInformatio
     injected = values[_INJECTED]
     events = processor.events
     reason = info.reason
-    record = ExitRecord(
-        events.exit_count,
-        processor.number,
-        processor.steps,
-        reason,
-        info.qualification,
-        processor.regs.rip,
-        info.guest_physical_address,
-        injected if injected & _VALID else 0,
+    # As ExitRecord(...) would make it, without the call in Python that a named tuple has.
+    record = tuple.__new__(
+        ExitRecord,
+        (
+            events.exit_count,
+            processor.number,
+            processor.steps,
+            reason,
+            info.qualification,
+            processor.regs.rip,
+            info.guest_physical_address,
+            injected if injected & _VALID else 0,
+        ),
     )
     events.vm_exit(record, fault=reason in _FAULT_EXITS)
 
@@ -250,16 +254,20 @@ def _save_by_mode(processor: Processor, vmcs: Vmcs) -> None:
         vmcs[Field.VM_ENTRY_CONTROLS] = entry_controls ^ _IA32E_MODE_GUEST
 
 
-def _load_host_state(processor: Processor, known: Synced, *, exchanged: bool) -> None:
-    """Load host state, and enter VMX root operation (SDM, "Loading Host State")."""
+def _load_host_registers(processor: Processor, known: Synced) -> None:
+    """Load what of the host state comes from a table (SDM, "Loading Host State")."""
+    if not known.plan.host_64bit:
+        assert processor.vmcs is not None
+        _prepare_for_32bit_host(processor, processor.vmcs)
+    load_host(processor, known)
+
+
+def _enter_root_operation(processor: Processor, known: Synced) -> None:
+    """Load the rest of the host state, and enter VMX root operation."""
     vmcs = processor.vmcs
     assert vmcs is not None
     regs = processor.regs
     values = vmcs.values
-    if not exchanged:
-        if not known.plan.host_64bit:
-            _prepare_for_32bit_host(processor, vmcs)
-        load_host(processor, known)
     regs.rip = values[_HOST_RIP]
     regs.rsp = values[_HOST_RSP]
     regs.rflags = 2
@@ -270,7 +278,8 @@ def _load_host_state(processor: Processor, known: Synced, *, exchanged: bool) ->
     processor.non_root = False
     # CPL 0 in 64-bit mode, with CR0.PE 1: what VMX instructions ask for.
     processor.root_system = regs.system if known.plan.host_64bit else None
-    enter_root(processor, known.proc2)
+    if not known.plain:
+        enter_root(processor, known.proc2)
 
 
 def _prepare_for_32bit_host(processor: Processor, vmcs: Vmcs) -> None:
@@ -320,7 +329,9 @@ def entry_failure(
     values[Field.EXIT_QUALIFICATION] = qualification
     processor.preemption_timer = None
     processor.context_vmcs = None
-    _load_host_state(processor, synced(processor), exchanged=False)
+    known = synced(processor)
+    _load_host_registers(processor, known)
+    _enter_root_operation(processor, known)
     if values[Field.VM_EXIT_MSR_LOAD_COUNT]:
         load_at_exit(processor)
     return info

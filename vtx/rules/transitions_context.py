@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from vtx.machine.processor import Processor
     from vtx.machine.vmcs import Vmcs
 
-__all__ = ["CONTEXT_FIELDS", "enter_root", "leave_root", "root_context", "translate"]
+__all__ = ["CONTEXT_FIELDS", "SMAP_OR_PKE", "enter_root", "leave_root", "root_context", "translate"]
 
 _EFER, _PKRS = int(Msr.IA32_EFER), int(Msr.IA32_PKRS)
-_SMAP_OR_PKE = Cr4.SMAP | Cr4.PKE
+#: What makes a translation depend on RFLAGS.AC and on PKRU.
+SMAP_OR_PKE = Cr4.SMAP | Cr4.PKE
 _ENABLE_VPID, _ENABLE_PML = int(Proc2.ENABLE_VPID), int(Proc2.ENABLE_PML)
 _GP, _PF = 13, 14
 
@@ -61,7 +62,7 @@ def leave_root(processor: Processor, controls: int, *, fresh: bool) -> None:
     if fresh or processor.context_vmcs is not vmcs:
         _fill(processor, vmcs)
         processor.context_vmcs = vmcs
-    elif processor.regs.cr4 & _SMAP_OR_PKE:
+    elif processor.regs.cr4 & SMAP_OR_PKE:
         # RFLAGS.AC and PKRU are not among what makes an entry a fresh one.
         processor.context.rflags = processor.regs.rflags
         processor.context.pkru = processor.regs.pkru

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vtx.facts.controls import Proc2
 from vtx.facts.fields import Field
 from vtx.facts.msrs import Msr
 from vtx.machine.registers import (
@@ -23,7 +24,7 @@ from vtx.machine.registers import (
     SystemRegisters,
     TableRegister,
 )
-from vtx.rules.transitions_context import CONTEXT_FIELDS
+from vtx.rules.transitions_context import CONTEXT_FIELDS, SMAP_OR_PKE
 from vtx.rules.transitions_table import (
     BANK,
     GUEST_FIELDS,
@@ -76,6 +77,9 @@ _BANK_FIELDS: dict[str, tuple[Field, ...]] = {row.name: row.fields for row in BA
 _NOTHING = (None,) * len(SystemRegisters._fields)
 
 
+_SPECIAL_CONTROLS = Proc2.ENABLE_PML | Proc2.VMCS_SHADOWING
+
+
 class Synced:
     """What a VMCS and the registers of its processor have in common.
 
@@ -101,6 +105,10 @@ class Synced:
         The MSRs that differ between the two.
     proc2 : int
         Secondary processor-based controls as they act.
+    plain : bool
+        Besides registers, transitions with this pair have nothing to do: translations are tagged
+        with a VPID, and there is no PML, no VMCS shadowing, and no register that changes the
+        context unseen.
     fresh : bool
         The VM entry under way may load other registers or controls than the last one saved.
     """
@@ -113,6 +121,7 @@ class Synced:
         "host",
         "host_msrs",
         "paired",
+        "plain",
         "plan",
         "proc2",
         "saved",
@@ -130,6 +139,7 @@ class Synced:
         self.host: SystemRegisters | None = None
         self.host_msrs: dict[int, int] = {}
         self.paired = False
+        self.plain = False
         self.to_guest: dict[int, int] = {}
         self.to_host: dict[int, int] = {}
         self.fresh = True
@@ -150,7 +160,7 @@ def synced(processor: Processor) -> Synced:
         known.proc2 = vmcs.proc2
         return known
     known.proc2 = vmcs.proc2
-    known.paired = False
+    known.paired = known.plain = False
     known.fresh = not (known.plan.loads_efer and dirty.isdisjoint(CONTEXT_FIELDS))
     if not dirty.isdisjoint(GUEST_FIELDS):
         known.guest = None
@@ -211,10 +221,14 @@ def _pair(regs: Registers, known: Synced) -> None:
         and ("dr7" in plan.system_loads or guest.dr7 == _HOST_DR7)
         and ("ssp" in plan.system_loads or guest.ssp == regs.ssp)
     )
+    known.plain = False
     if known.paired:
+        assert guest is not None
         known.to_guest = {m: v for m, v in known.guest_msrs.items() if msrs.get(m) != v}
         in_guest = dict(msrs) | known.to_guest
         known.to_host = {m: v for m, v in known.host_msrs.items() if in_guest.get(m) != v}
+        special = known.proc2 & _SPECIAL_CONTROLS or guest.cr4 & SMAP_OR_PKE
+        known.plain = bool(known.proc2 & Proc2.ENABLE_VPID) and not special
     msrs.changed = False
     assert host is not None
     regs.system = host

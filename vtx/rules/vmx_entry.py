@@ -17,6 +17,7 @@ from vtx.machine.events import GUEST, Event
 from vtx.machine.registers import Interruptibility, Rflags
 from vtx.machine.vmcs import NO_LINK
 from vtx.rules import check as checks
+from vtx.rules.injected import VALID
 from vtx.rules.injection import inject
 from vtx.rules.transitions import entry_failure, load_guest_state
 from vtx.rules.transitions_context import leave_root
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
 
 __all__ = ["vmlaunch", "vmresume"]
 
-_VMLAUNCH = ExitReason.VMLAUNCH
+_MSR_LOAD_COUNT = Field.VM_ENTRY_MSR_LOAD_COUNT
+_INJECTED = Field.VM_ENTRY_INTERRUPTION_INFORMATION
+_VM_ENTRY = Event.VM_ENTRY
 _VMCS_SHADOWING = int(Proc2.VMCS_SHADOWING)
 _VM = int(Rflags.VM)
 _MOV_SS = int(Interruptibility.MOV_SS)
@@ -60,15 +63,17 @@ def vmlaunch(processor: Processor) -> ExitInformation | None:
     ------
     GuestFault, VMfailInvalid, VMfailValid
     """
-    return _enter(processor, "VMLAUNCH", ExitReason.VMLAUNCH)
+    info = _check_instruction(processor, "VMLAUNCH", ExitReason.VMLAUNCH)
+    if info is not None:
+        return info
+    vmcs = processor.vmcs
+    assert vmcs is not None
+    _check_clear(processor, vmcs)
+    return _enter_guest(processor, "VMLAUNCH", vmcs)
 
 
 def vmresume(processor: Processor) -> ExitInformation | None:
     """VMRESUME: enter the guest of the current VMCS again (as :func:`vmlaunch`)."""
-    return _enter(processor, "VMRESUME", ExitReason.VMRESUME)
-
-
-def _enter(processor: Processor, name: str, exit_reason: ExitReason) -> ExitInformation | None:
     vmcs, regs = processor.vmcs, processor.regs
     if (
         regs.system is not processor.root_system
@@ -77,16 +82,14 @@ def _enter(processor: Processor, name: str, exit_reason: ExitReason) -> ExitInfo
         or vmcs is None
         or vmcs.shadow
     ):
-        info = _check_instruction(processor, name, exit_reason)
+        info = _check_instruction(processor, "VMRESUME", ExitReason.VMRESUME)
         if info is not None:
             return info
         vmcs = processor.vmcs
         assert vmcs is not None
-    if exit_reason is _VMLAUNCH:
-        _check_clear(processor, vmcs)
-    elif not vmcs.launched or vmcs.session != processor.vmx_session:
+    if not vmcs.launched or vmcs.session != processor.vmx_session:
         _check_launched(processor, vmcs)
-    return _enter_guest(processor, name, vmcs)
+    return _enter_guest(processor, "VMRESUME", vmcs)
 
 
 def _check_instruction(
@@ -148,8 +151,10 @@ def _enter_guest(processor: Processor, name: str, vmcs: Vmcs) -> ExitInformation
     nmi_blocked = processor.nmi_blocked
     load_guest_state(processor)
     known = vmcs.synced
-    assert isinstance(known, Synced)
-    failed = _load_msrs(processor, vmcs, known)
+    assert type(known) is Synced
+    failed = None
+    if vmcs.values[_MSR_LOAD_COUNT]:
+        failed = _load_msrs(processor, known)
     # 14/15. A machine check during VM entry.
     if failed is None and processor.pending.machine_check:
         processor.pending.machine_check = False
@@ -158,7 +163,16 @@ def _enter_guest(processor: Processor, name: str, vmcs: Vmcs) -> ExitInformation
         info = entry_failure(processor, *failed)
         processor.nmi_blocked = nmi_blocked
         return info
-    return _complete_entry(processor, vmcs, known)
+    if known.fresh or not (known.plain and vmcs.launched):
+        _complete_entry(processor, vmcs, known)
+    vmcs.dirty.clear()
+    events = processor.events
+    events.row[_VM_ENTRY] += 1
+    exits = None
+    if vmcs.values[_INJECTED] & VALID or processor.regs.activity_state:
+        exits = inject(processor)
+    events.handle(GUEST)
+    return exits
 
 
 def _vmfail(processor: Processor, name: str, failure: checks.Failure) -> VMfailValid:
@@ -173,11 +187,7 @@ def _fail_guest_checks(processor: Processor, failure: checks.Failure) -> ExitInf
     return entry_failure(processor, reason, failure.qualification or 0, failure.check.id)
 
 
-def _load_msrs(
-    processor: Processor, vmcs: Vmcs, known: Synced
-) -> tuple[ExitReason, int, str | None] | None:
-    if not vmcs.values[Field.VM_ENTRY_MSR_LOAD_COUNT]:
-        return None
+def _load_msrs(processor: Processor, known: Synced) -> tuple[ExitReason, int, str | None] | None:
     known.fresh = True
     # 13/14. The VM-entry MSR-load area.
     broken = load_at_entry(processor)
@@ -187,17 +197,11 @@ def _load_msrs(
     return ExitReason.ENTRY_FAILURE_MSR_LOADING, number, check.id
 
 
-def _complete_entry(processor: Processor, vmcs: Vmcs, known: Synced) -> ExitInformation | None:
-    """Do what remains once nothing can fail any more: launch state, translation, injection."""
+def _complete_entry(processor: Processor, vmcs: Vmcs, known: Synced) -> None:
+    """Do what remains once nothing can fail any more: launch state, shadow VMCS, translation."""
     if not vmcs.launched:
         vmcs.launched = True
         vmcs.session = processor.vmx_session
     if known.proc2 & _VMCS_SHADOWING and vmcs.values[Field.VMCS_LINK_POINTER] != NO_LINK:
         processor.link_vmcs = activate(processor, vmcs.values[Field.VMCS_LINK_POINTER])
     leave_root(processor, known.proc2, fresh=known.fresh)
-    vmcs.dirty.clear()
-    events = processor.events
-    events.count(Event.VM_ENTRY)
-    info = inject(processor)
-    events.handle(GUEST)
-    return info
