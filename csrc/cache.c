@@ -38,7 +38,8 @@ cache_entry *cache_claim(small_cache *cache, uint64_t tag) {
     cache_entry *known = cache_find(cache, tag);
     if (known)
         return known;
-    const uint32_t i = cache->entries[0].newer; /* the oldest; empty entries are the oldest of all */
+    /* The oldest; empty entries are the oldest of all. */
+    const uint32_t i = cache->entries[0].newer;
     cache_entry *entry = &cache->entries[i];
     if (entry->tag)
         unchain(cache, i);

@@ -1,6 +1,7 @@
 /* Small fully associative caches with true LRU: the paging-structure caches and the nested TLB.
  *
- * A hash finds an entry, a list keeps the order of use: both take the same time whatever the size. */
+ * A hash finds an entry, a list keeps the order of use: both take the same time whatever the
+ * size. */
 #ifndef VTX_CACHE_H
 #define VTX_CACHE_H
 
@@ -18,7 +19,8 @@ typedef struct {
 } cache_entry;
 
 typedef struct {
-    cache_entry *entries; /* 1 to count; entry 0 is the ring's: older is the newest, newer the oldest */
+    /* 1 to count; entry 0 closes the ring: its `older` is the newest, its `newer` the oldest. */
+    cache_entry *entries;
     uint32_t *heads;
     uint32_t head_shift; /* 64 - log2 of the number of heads */
     uint32_t count, used;
@@ -27,12 +29,13 @@ typedef struct {
 
 int cache_init(small_cache *cache, uint32_t count);
 void cache_free(small_cache *cache);
-/* The entry to fill: the one with this tag, or an empty one, or the least recently used. Only for caches
- * that have entries. */
+/* The entry to fill: the one with this tag, or an empty one, or the least recently used. Only
+ * for caches that have entries. */
 cache_entry *cache_claim(small_cache *cache, uint64_t tag);
 /* Remove the entry with this tag, if there is one. */
 void cache_forget(small_cache *cache, uint64_t tag);
-/* Remove entries of chosen spaces: all, or those whose region holds the address. Returns how many. */
+/* Remove entries of chosen spaces: all, or those whose region holds the address. Returns how
+ * many. */
 uint64_t cache_remove(small_cache *cache, const tlb_space *spaces, const tlb_target *target);
 void cache_mark_live(const small_cache *cache, tlb_space *spaces);
 

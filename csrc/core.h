@@ -1,7 +1,8 @@
-/* What every C file of the core includes: the standard types that vtx_api.h needs, then that header.
+/* What every C file of the core includes: the standard types that vtx_api.h needs, then that
+ * header.
  *
- * vtx_api.h itself is read verbatim by cffi and may therefore hold no directive at all, not even an
- * include guard; this file carries the guard for it. */
+ * vtx_api.h itself is read verbatim by cffi and may therefore hold no directive at all, not even
+ * an include guard; this file carries the guard for it. */
 #ifndef VTX_CORE_H
 #define VTX_CORE_H
 

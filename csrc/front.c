@@ -3,7 +3,8 @@
 
 #include <stdlib.h>
 
-/* The one first-level array that holds pages of a size for a side; NULL if there is none, or several. */
+/* The one first-level array that holds pages of a size for a side; NULL if there is none, or
+ * several. */
 static tlb_array *array_of(const vtx_mmu *mmu, unsigned side, unsigned size) {
     const tlb_side *l1 = &mmu->tlb.sides[0][side];
     return l1->count[size] == 1 && l1->array[size][0]->sets <= FRONT_SETS ? l1->array[size][0]

@@ -27,7 +27,8 @@ static void reserve_32bit(guest_mode *mode, unsigned maxphyaddr) {
 }
 
 static void reserve_64bit_entries(guest_mode *mode, unsigned maxphyaddr) {
-    /* PAE entries reserve bits 62:MAXPHYADDR, the entries of 4- and 5-level paging 51:MAXPHYADDR. */
+    /* PAE entries reserve bits 62:MAXPHYADDR, the entries of 4- and 5-level paging
+     * 51:MAXPHYADDR. */
     const unsigned top = mode->paging == PAGING_PAE ? 62 : 51;
     uint64_t common = maxphyaddr <= top ? bit_range(top, maxphyaddr) : 0;
     /* Bit 63 is XD only if EFER.NXE is 1. */
@@ -152,7 +153,8 @@ enum guest_step guest_use(const guest_mode *mode, guest_walk *walk, uint64_t ent
     const int leaf = maps_page(mode, walk, entry);
     if (entry & (mode->reserved[walk->level] | (leaf ? mode->reserved_leaf[walk->level] : 0)))
         return GUEST_RESERVED;
-    /* "Determination of Access Rights": every entry used must grant U/S and R/W; XD in any denies. */
+    /* "Determination of Access Rights": every entry used must grant U/S and R/W; XD in any
+     * denies. */
     walk->user &= (entry & PTE_U) != 0;
     walk->writable &= (entry & PTE_W) != 0;
     walk->executable &= !(mode->nxe && (entry & PTE_XD));
@@ -182,8 +184,9 @@ uint32_t guest_entry_fault(const guest_mode *mode, uint32_t access, int reserved
 }
 
 uint32_t guest_key_fault(const guest_mode *mode, unsigned key, int user_page, uint32_t access) {
-    /* "Protection Keys": data accesses only; PKRU for user-mode addresses, IA32_PKRS for the others.
-     * Bit 2i denies access, bit 2i+1 denies writes (by supervisor mode only with CR0.WP). */
+    /* "Protection Keys": data accesses only; PKRU for user-mode addresses, IA32_PKRS for the
+     * others. Bit 2i denies access, bit 2i+1 denies writes (by supervisor mode only with
+     * CR0.WP). */
     if (access_is_fetch(access) || !(user_page ? mode->pke : mode->pks))
         return 0;
     const uint32_t rights = (user_page ? mode->pkru : mode->pkrs) >> (2 * key) & 3;
@@ -215,8 +218,8 @@ static int user_may(const guest_walk *walk, uint32_t access) {
 uint32_t guest_permission(const guest_mode *mode, const guest_walk *walk, uint32_t access) {
     if (mode->paging == PAGING_NONE)
         return 0;
-    const int allowed = access_is_user(mode, access) ? user_may(walk, access)
-                                                     : supervisor_may(mode, walk, access);
+    const int allowed =
+        access_is_user(mode, access) ? user_may(walk, access) : supervisor_may(mode, walk, access);
     const uint32_t key = guest_key_fault(mode, walk->key, walk->user, access);
     if (allowed && !key)
         return 0;

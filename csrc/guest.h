@@ -50,11 +50,11 @@ enum guest_paging { PAGING_NONE, PAGING_32BIT, PAGING_PAE, PAGING_4LEVEL, PAGING
 
 /* The paging mode that CR0, CR4, EFER and the processor's widths select. */
 typedef struct {
-    uint64_t root;          /* CR3's table address; PAE: unused, see pdptes */
+    uint64_t root; /* CR3's table address; PAE: unused, see pdptes */
     uint64_t pdptes[4];
-    uint64_t linear_mask;   /* bits of a linear address that exist in this mode */
-    uint64_t address_mask;  /* bits MAXPHYADDR-1:12 */
-    uint64_t reserved[6];   /* by level: bits that must be 0 in every entry */
+    uint64_t linear_mask;      /* bits of a linear address that exist in this mode */
+    uint64_t address_mask;     /* bits MAXPHYADDR-1:12 */
+    uint64_t reserved[6];      /* by level: bits that must be 0 in every entry */
     uint64_t reserved_leaf[6]; /* by level: and in an entry that maps a page */
     uint32_t pkru, pkrs;
     uint8_t paging; /* enum guest_paging */

@@ -1,13 +1,13 @@
-/* Invalidation: SDM volume 3, "Operations that Invalidate Cached Mappings" and, outside VMX, "Caching
- * Translation Information".
+/* Invalidation: SDM volume 3, "Operations that Invalidate Cached Mappings" and, outside VMX,
+ * "Caching Translation Information".
  *
- * Each operation chooses spaces, then removes their entries: all of them, or those for one address.
- * It removes exactly what the SDM requires; the SDM lets processors remove more. */
+ * Each operation chooses spaces, then removes their entries: all of them, or those for one
+ * address. It removes exactly what the SDM requires; the SDM lets processors remove more. */
 #include "mmu.h"
 
 typedef struct {
-    int linear;          /* linear and combined mappings */
-    int guest_physical;  /* guest-physical mappings */
+    int linear;         /* linear and combined mappings */
+    int guest_physical; /* guest-physical mappings */
     int any_vpid, any_vpid_but_0, any_pcid, any_ep4ta;
     int globals;         /* global translations, too */
     int not_without_ept; /* INVEPT: combined mappings, but not linear ones */
@@ -175,7 +175,7 @@ void vtx_flush_all(vtx_mmu *mmu) {
     mmu_leave(mmu);
 }
 
-/* ---- What faults invalidate ----------------------------------------------------------------------- */
+/* ---- What faults invalidate ----------------------------------------------------------------- */
 
 void mmu_forget_linear(vtx_mmu *mmu, uint64_t gva) {
     tlb_forget(&mmu->tlb, gva, mmu->space, mmu->global_space);

@@ -17,7 +17,7 @@
 #define MAP_NORESERVE 0
 #endif
 
-#define MAP_FLAGS (MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
+#define MAP_FLAGS            (MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
 #define RESIDENT_CHUNK_PAGES 65536u
 
 static uint64_t host_page_size(void) {

@@ -93,9 +93,10 @@ uint64_t vtx_mmu_generation(const vtx_mmu *mmu) {
     return mmu->generation;
 }
 
-/* ---- The context ------------------------------------------------------------------------------ */
+/* ---- The context ---------------------------------------------------------------------------- */
 
-/* Free the numbers of spaces that no cached mapping uses; if all are in use, forget all mappings. */
+/* Free the numbers of spaces that no cached mapping uses; if all are in use, forget all
+ * mappings. */
 static void collect_spaces(vtx_mmu *mmu) {
     tlb_mark_live(&mmu->tlb);
     cache_mark_live(&mmu->nested, mmu->tlb.spaces);
@@ -119,8 +120,9 @@ static uint32_t space_for(vtx_mmu *mmu, const tlb_space *key) {
     return number;
 }
 
-/* "Information That May Be Cached": linear mappings carry VPID and PCID; with EPT, combined mappings
- * carry EP4TA, too, and without paging guest-physical mappings, which carry EP4TA alone, are used. */
+/* "Information That May Be Cached": linear mappings carry VPID and PCID; with EPT, combined
+ * mappings carry EP4TA, too, and without paging guest-physical mappings, which carry EP4TA
+ * alone, are used. */
 static int set_spaces(vtx_mmu *mmu) {
     const vtx_context *context = &mmu->context;
     const int ept = (context->controls & VTX_ENABLE_EPT) != 0;
@@ -144,7 +146,8 @@ static int set_spaces(vtx_mmu *mmu) {
     return mmu->space && mmu->global_space && (!ept || mmu->physical_space);
 }
 
-/* The rights of a cached translation that let one class of access pass: guest.c's rules as a mask. */
+/* The rights of a cached translation that let one class of access pass: guest.c's rules as a
+ * mask. */
 static right_test right_test_for(const guest_mode *mode, uint32_t access) {
     uint64_t need = 0;
     uint64_t deny = 0;

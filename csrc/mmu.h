@@ -17,11 +17,11 @@ typedef struct {
     uint64_t need, mask;
 } right_test;
 
-/* What the run loop looks at before it makes a lookup: for each set of one first-level array a side, the
- * page in its most recently used way, if the kind of access is allowed there (else 0). A lookup that
- * finds that page changes nothing, so only its count need be kept. `key`, in the bits below the page,
- * tells what was written since the last change of context or invalidation from what is older. Members
- * are by kind of access. */
+/* What the run loop looks at before it makes a lookup: for each set of one first-level array a
+ * side, the page in its most recently used way, if the kind of access is allowed there (else 0).
+ * A lookup that finds that page changes nothing, so only its count need be kept. `key`, in the
+ * bits below the page, tells what was written since the last change of context or invalidation
+ * from what is older. Members are by kind of access. */
 typedef struct {
     uint64_t *pages[4];
     uint64_t set_mask[4];
@@ -48,7 +48,7 @@ struct vtx_mmu {
     uint32_t global_space;   /* of global translations; `space` again if there are none */
     uint32_t physical_space; /* of guest-physical mappings */
     right_test rights[8];
-    uint8_t keys_on; /* protection keys are in force: rights alone do not decide */
+    uint8_t keys_on;  /* protection keys are in force: rights alone do not decide */
     uint8_t identity; /* neither paging nor EPT: nothing to translate or to cache */
 
     vtx_tlb tlb;
@@ -73,18 +73,19 @@ static inline void mmu_enter(vtx_mmu *mmu, const vtx_context *context) {
         mmu_enter_new(mmu, context);
 }
 
-/* ---- front.c ------------------------------------------------------------------------------ */
+/* ---- front.c -------------------------------------------------------------------------------- */
 
 int front_init(vtx_mmu *mmu);
 /* Nothing that the fronts say holds any longer. */
 void front_forget(vtx_mmu *mmu);
-/* The access if its page is in the front's array with the rights needed, in any way: the page becomes the
- * most recently used, and the front knows it. 0 if it takes a full lookup. */
+/* The access if its page is in the front's array with the rights needed, in any way: the page
+ * becomes the most recently used, and the front knows it. 0 if it takes a full lookup. */
 int front_find(vtx_mmu *mmu, uint32_t kind, uint64_t gva);
-/* A lookup of `gva` for a record of this kind left `entry` (or nothing, NULL) the most recently used. */
+/* A lookup of `gva` for a record of this kind left `entry` (or nothing, NULL) the most recently
+ * used. */
 void front_note(vtx_mmu *mmu, uint32_t kind, uint64_t gva, const tlb_entry *entry);
 
-/* ---- walk.c ------------------------------------------------------------------------------- */
+/* ---- walk.c --------------------------------------------------------------------------------- */
 
 typedef struct {
     vtx_mmu *mmu;
@@ -92,7 +93,7 @@ typedef struct {
     vtx_walk *out;
     vtx_step *steps; /* NULL: do not record */
     uint32_t capacity;
-    uint8_t caches; /* use and fill the paging-structure caches and the nested TLB */
+    uint8_t caches;      /* use and fill the paging-structure caches and the nested TLB */
     uint8_t guest_level; /* the guest level that EPT walks serve now, for the record */
 } walker;
 
@@ -102,7 +103,7 @@ uint32_t walk_linear(walker *w, uint64_t gva, uint32_t access, uint64_t *payload
 /* Walk EPT for a guest-physical address that software does not reach through paging. */
 uint32_t walk_guest_physical(walker *w, uint64_t gpa, uint32_t access);
 
-/* ---- translate.c -------------------------------------------------------------------------- */
+/* ---- translate.c ---------------------------------------------------------------------------- */
 
 /* One page of an access through the TLBs. Counts a lookup only if it completes. */
 uint32_t mmu_translate_page(walker *w, uint64_t gva, uint32_t access, tlb_entry **entry);
@@ -115,12 +116,11 @@ static inline int rights_allow(const vtx_mmu *mmu, uint64_t payload, uint32_t ac
 static inline int mmu_allows(const vtx_mmu *mmu, uint64_t payload, uint32_t access) {
     if (!rights_allow(mmu, payload, access))
         return 0;
-    return !mmu->keys_on ||
-           !guest_key_fault(&mmu->guest, payload >> PAYLOAD_KEY_SHIFT & 15,
-                            (payload & RIGHT_U) != 0, access);
+    return !mmu->keys_on || !guest_key_fault(&mmu->guest, payload >> PAYLOAD_KEY_SHIFT & 15,
+                                             (payload & RIGHT_U) != 0, access);
 }
 
-/* ---- invalidate.c ------------------------------------------------------------------------- */
+/* ---- invalidate.c --------------------------------------------------------------------------- */
 
 /* An EPT violation invalidates what translated the address; a page fault what translated the linear
  * address under the current PCID (SDM, "Operations that Invalidate Cached Mappings"). */

@@ -3,13 +3,15 @@
  *   record   63..62 kind   61..48 size in bytes   47..0 linear address (bit 47 is sign-extended)
  *   kind 0 with size 0: an instruction; bits 47..0 index the dispositions
  *
- * Counting: a reference counts once, where it completes. One that stops the loop has looked up and
- * walked (walk references are counted: they happened), but its lookups count only when it is run
- * again and completes. The exception is a reference that crosses a page and stops on its second page:
- * its first page was translated and counts, and counts again when the reference is run again.
+ * Counting: a reference counts once, where it completes. One that stops the loop has looked up
+ * and walked (walk references are counted: they happened), but its lookups count only when it is
+ * run again and completes. The exception is a reference that crosses a page and stops on its
+ * second page: its first page was translated and counts, and counts again when the reference is
+ * run again.
  *
- * Most references hit the entry that is the most recently used one of its set. Then a lookup would change
- * nothing, and only its count is kept: vtx_run asks the front (front.c), and leaves the rest to run_slow. */
+ * Most references hit the entry that is the most recently used one of its set. Then a lookup
+ * would change nothing, and only its count is kept: vtx_run asks the front (front.c), and leaves
+ * the rest to run_slow. */
 #include "mmu.h"
 
 #define ADDRESS_BITS 0x0000FFFFFFFFFFFFull
@@ -96,11 +98,12 @@ static void add_passed(vtx_counters *counters, uint64_t passed) {
     counters->l1d_hits += kinds[VTX_LOAD] + kinds[VTX_STORE] + kinds[VTX_MODIFY];
 }
 
-/* Pass records as long as each is a reference within one page, at least one byte long (size 0 wraps: an
- * instruction, or an access that counts as one byte), and the front knows its page. Returns the first
- * other record. `small`: all pages are of 4 KBytes, which the compiler turns into constants. */
-static inline uint64_t pass(const run_front *front, const uint64_t *records, uint64_t i, uint64_t stop,
-                            uint64_t *passed, int small) {
+/* Pass records as long as each is a reference within one page, at least one byte long (size 0
+ * wraps: an instruction, or an access that counts as one byte), and the front knows its page.
+ * Returns the first other record. `small`: all pages are of 4 KBytes, which the compiler turns
+ * into constants. */
+static inline uint64_t pass(const run_front *front, const uint64_t *records, uint64_t i,
+                            uint64_t stop, uint64_t *passed, int small) {
     static const uint64_t one[4] = {1, 1ull << 16, 1ull << 32, 1ull << 48};
     const uint64_t key = front->key;
     uint64_t count = *passed;
@@ -110,8 +113,7 @@ static inline uint64_t pass(const run_front *front, const uint64_t *records, uin
         const uint64_t page_mask = small ? 0x0000FFFFFFFFF000ull : front->page_mask[kind];
         const uint64_t number = small ? record >> 12 : record >> front->shift[kind];
         const uint64_t known = front->pages[kind][number & front->set_mask[kind]];
-        if (known != ((record & page_mask) | key) ||
-            record_size(record) - 1 > (~record & 0xFFF))
+        if (known != ((record & page_mask) | key) || record_size(record) - 1 > (~record & 0xFFF))
             break;
         count += one[kind];
     }

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- Construction -------------------------------------------------------------------------- */
+/* ---- Construction --------------------------------------------------------------------------- */
 
 static int array_init(tlb_array *array, const vtx_tlb_array *shape) {
     array->sets = shape->entries / shape->ways;
@@ -131,7 +131,7 @@ void tlb_sweep_spaces(vtx_tlb *tlb) {
     tlb->space_cursor = 1;
 }
 
-/* ---- Lookup and fill ------------------------------------------------------------------------- */
+/* ---- Lookup and fill ------------------------------------------------------------------------ */
 
 /* The set of `array` list `size` that holds page `va`. Several arrays for one size share its pages
  * out by the low bits of the page number. */
@@ -203,7 +203,7 @@ tlb_entry *tlb_update(const tlb_side *side, uint64_t va, enum tlb_size size, uin
     return &set[way];
 }
 
-/* ---- Invalidation ---------------------------------------------------------------------------- */
+/* ---- Invalidation --------------------------------------------------------------------------- */
 
 /* Remove from one set what the target names, keeping the LRU order of the rest. */
 static uint32_t remove_from_set(tlb_entry *set, uint32_t ways, const tlb_space *spaces,
@@ -240,7 +240,8 @@ void tlb_forget(vtx_tlb *tlb, uint64_t va, uint32_t space, uint32_t global) {
                 tlb_entry *set = set_of(side, size, va, &array);
                 const uint64_t tag = tlb_tag(va, (enum tlb_size)size, space);
                 uint32_t way;
-                while ((way = tlb_search(set, array->ways, tag, tag ^ space ^ global)) < array->ways)
+                while ((way = tlb_search(set, array->ways, tag, tag ^ space ^ global)) <
+                       array->ways)
                     forget_way(set, array->ways, way);
             }
         }

@@ -14,7 +14,7 @@
 
 #include "core.h"
 
-/* ---- Spaces ------------------------------------------------------------------------------- */
+/* ---- Spaces --------------------------------------------------------------------------------- */
 
 enum space_kind { SPACE_FREE, SPACE_LINEAR, SPACE_COMBINED, SPACE_GUEST_PHYSICAL };
 
@@ -23,37 +23,37 @@ enum { SPACE_BITS = 17, SPACE_COUNT = 1 << SPACE_BITS, SPACE_SLOTS = 2 << SPACE_
 typedef struct {
     uint64_t ep4ta; /* EPTP & bits 51:12 */
     uint16_t vpid, pcid;
-    uint8_t kind;   /* enum space_kind */
+    uint8_t kind; /* enum space_kind */
     uint8_t global;
     uint8_t filled; /* something may be cached in it */
     uint8_t chosen; /* scratch of an invalidation */
 } tlb_space;
 
-/* ---- Entries ------------------------------------------------------------------------------ */
+/* ---- Entries -------------------------------------------------------------------------------- */
 
 enum tlb_size { SIZE_4K, SIZE_2M, SIZE_1G, SIZE_4M /* guest pages of 32-bit paging only */ };
 
 static const uint8_t size_shift[4] = {12, 21, 30, 22};
 
-/* Rights and state, bits 7:0 of a payload. Guest and EPT rights stay apart, because CR0.WP, CR4.SMAP
- * and the like decide anew at every access what they allow. */
+/* Rights and state, bits 7:0 of a payload. Guest and EPT rights stay apart, because CR0.WP,
+ * CR4.SMAP and the like decide anew at every access what they allow. */
 enum {
-    RIGHT_U = 1u << 0,      /* user-mode page */
-    RIGHT_W = 1u << 1,      /* guest paging: writable */
-    RIGHT_X = 1u << 2,      /* guest paging: not execute-disabled */
-    RIGHT_D = 1u << 3,      /* the guest's dirty flag is set */
+    RIGHT_U = 1u << 0, /* user-mode page */
+    RIGHT_W = 1u << 1, /* guest paging: writable */
+    RIGHT_X = 1u << 2, /* guest paging: not execute-disabled */
+    RIGHT_D = 1u << 3, /* the guest's dirty flag is set */
     RIGHT_EPT_R = 1u << 4,
-    RIGHT_EPT_W = 1u << 5,  /* and EPT's dirty flag is set, where EPT has one */
-    RIGHT_EPT_X = 1u << 6,  /* as mode-based execute control decides for this page */
+    RIGHT_EPT_W = 1u << 5, /* and EPT's dirty flag is set, where EPT has one */
+    RIGHT_EPT_X = 1u << 6, /* as mode-based execute control decides for this page */
 };
 
 enum {
-    PAYLOAD_KEY_SHIFT = 8,    /* 11..8  protection key */
+    PAYLOAD_KEY_SHIFT = 8, /* 11..8  protection key */
     PAYLOAD_GLOBAL_SHIFT = 52,
     PAYLOAD_TYPE_SHIFT = 53,  /* 55..53 EPT memory type */
     PAYLOAD_GUEST_SHIFT = 56, /* 57..56 guest page size (enum tlb_size) */
     PAYLOAD_IPAT_SHIFT = 58,
-    PAYLOAD_PAT_SHIFT = 59,   /* 61..59 PAT, PCD, PWT */
+    PAYLOAD_PAT_SHIFT = 59, /* 61..59 PAT, PCD, PWT */
 };
 #define PAYLOAD_FRAME 0x000FFFFFFFFFF000ull /* 51..12 host-physical frame */
 
@@ -74,7 +74,7 @@ static inline uint32_t tag_space(uint64_t tag) {
     return (uint32_t)tag & (SPACE_COUNT - 1);
 }
 
-/* ---- Arrays ------------------------------------------------------------------------------- */
+/* ---- Arrays --------------------------------------------------------------------------------- */
 
 typedef struct {
     tlb_entry *entries; /* sets one after the other, each from most to least recently used */
@@ -86,19 +86,19 @@ typedef struct {
 
 /* The arrays that one level has for instruction fetches or for data. */
 typedef struct {
-    uint8_t count[3];           /* by page size: arrays that take it */
-    uint8_t stored_as[3];       /* by page size: the size it is kept as: it, or the next smaller */
-    uint8_t any;                /* there is an array at all */
+    uint8_t count[3];     /* by page size: arrays that take it */
+    uint8_t stored_as[3]; /* by page size: the size it is kept as: it, or the next smaller */
+    uint8_t any;          /* there is an array at all */
     tlb_array *array[3][VTX_MAX_ARRAYS];
 } tlb_side;
 
 typedef struct {
     tlb_array arrays[VTX_MAX_ARRAYS];
     unsigned array_count;
-    tlb_side sides[2][2]; /* [level - 1][0 instruction, 1 data] */
-    uint8_t shared_l1;    /* a first-level array serves both sides */
-    tlb_space *spaces;    /* SPACE_COUNT of them */
-    uint32_t *slots;      /* hash of spaces, open addressing; SPACE_SLOTS of them */
+    tlb_side sides[2][2];  /* [level - 1][0 instruction, 1 data] */
+    uint8_t shared_l1;     /* a first-level array serves both sides */
+    tlb_space *spaces;     /* SPACE_COUNT of them */
+    uint32_t *slots;       /* hash of spaces, open addressing; SPACE_SLOTS of them */
     uint32_t space_limit;  /* above every number in use */
     uint32_t space_cursor; /* no free number below */
 } vtx_tlb;
@@ -128,14 +128,16 @@ static inline void tlb_move_to_front(tlb_entry *set, uint32_t way, tlb_entry ent
     set[0] = entry;
 }
 
-/* Look a linear address up in one level: a hit becomes the most recently used of its set. `global` is
- * the space of global translations (or `space` again). NULL on a miss. */
+/* Look a linear address up in one level: a hit becomes the most recently used of its set.
+ * `global` is the space of global translations (or `space` again). NULL on a miss. */
 tlb_entry *tlb_find(const tlb_side *side, uint64_t va, uint32_t space, uint32_t global);
-/* Put a translation of a page of `size` (0 to 2) into one level, as the most recently used of its set.
- * Its frame is that of the page; the part for `va` is kept where the level lacks the size. */
+/* Put a translation of a page of `size` (0 to 2) into one level, as the most recently used of
+ * its set. Its frame is that of the page; the part for `va` is kept where the level lacks the
+ * size. */
 tlb_entry *tlb_fill(const tlb_side *side, uint64_t va, enum tlb_size size, uint32_t space,
                     uint64_t payload);
-/* Replace the payload of an entry that is there, without touching the LRU order; NULL if it is not. */
+/* Replace the payload of an entry that is there, without touching the LRU order; NULL if it is
+ * not. */
 tlb_entry *tlb_update(const tlb_side *side, uint64_t va, enum tlb_size size, uint32_t space,
                       uint64_t payload);
 

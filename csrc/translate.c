@@ -45,8 +45,8 @@ static uint32_t stopped(walker *w, uint64_t gva, uint32_t status) {
     if (status < sizeof count / sizeof *count && count[status])
         ++*count[status];
     counters->walks_stopped += status != VTX_NON_CANONICAL;
-    if (w->caches && (status == VTX_PAGE_FAULT ||
-                      (status == VTX_EPT_VIOLATION && w->out->translated)))
+    if (w->caches &&
+        (status == VTX_PAGE_FAULT || (status == VTX_EPT_VIOLATION && w->out->translated)))
         mmu_forget_linear(mmu, gva);
     if (w->caches && status == VTX_EPT_VIOLATION)
         mmu_forget_guest_physical(mmu, w->out->gpa);
@@ -72,9 +72,9 @@ typedef struct {
     unsigned level; /* 0 first, 1 second */
 } stale_hit;
 
-/* The page of `stale`, walked again. The same page with other rights or another frame stays where it is
- * in the LRU orders, and comes to the first level if only the second had it. NULL if what was found is
- * of another size or space: then it replaces all that was there. */
+/* The page of `stale`, walked again. The same page with other rights or another frame stays
+ * where it is in the LRU orders, and comes to the first level if only the second had it. NULL if
+ * what was found is of another size or space: then it replaces all that was there. */
 static tlb_entry *replace_stale(vtx_mmu *mmu, const stale_hit *stale, uint64_t gva, unsigned side,
                                 enum tlb_size size, uint32_t space, uint64_t payload) {
     const tlb_side *l1 = &mmu->tlb.sides[0][side];
@@ -155,7 +155,7 @@ uint32_t mmu_translate_page(walker *w, uint64_t gva, uint32_t access, tlb_entry 
     return VTX_OK;
 }
 
-/* ---- Calls for one address ----------------------------------------------------------------------- */
+/* ---- Calls for one address ------------------------------------------------------------------ */
 
 static walker walker_for(vtx_mmu *mmu, vtx_context *context, vtx_walk *out, vtx_step *steps,
                          uint32_t capacity, int caches) {
@@ -209,7 +209,7 @@ uint32_t vtx_translate_guest_physical(vtx_mmu *mmu, vtx_context *context, uint64
     return status ? stopped(&w, 0, status) : status;
 }
 
-/* ---- Many addresses -------------------------------------------------------------------------------- */
+/* ---- Many addresses ------------------------------------------------------------------------- */
 
 void vtx_translate_many(vtx_mmu *mmu, vtx_context *context, uint64_t count, const uint64_t *gvas,
                         const uint8_t *accesses, uint32_t access_stride, vtx_translation *out) {

@@ -4,21 +4,22 @@
  *
  *   1  The address must be canonical.
  *   2  For each guest entry, from the top:
- *      a  its guest-physical address is translated by EPT, as a data read (with EPT's accessed and
- *         dirty flags on, as a write, too): violation, misconfiguration;
+ *      a  its guest-physical address is translated by EPT, as a data read (with EPT's accessed
+ *         and dirty flags on, as a write, too): violation, misconfiguration;
  *      b  the entry is read;
  *      c  it must be present and well-formed: page fault.
  *   3  The rights of all guest entries must allow the access: page fault.
- *   4  Accessed flags, and for a write the leaf's dirty flag, are set in the guest entries that lack
- *      them. These are writes: where EPT does not let the entry's page be written, a violation.
+ *   4  Accessed flags, and for a write the leaf's dirty flag, are set in the guest entries that
+ *      lack them. These are writes: where EPT does not let the entry's page be written, a
+ *      violation.
  *   5  The guest-physical address itself is translated by EPT, as the access that it is.
  *   6  What was found may be cached.
  *
- * g guest levels over h EPT levels make (g + 1)(h + 1) - 1 references. Without EPT the walk is the
- * guest's alone; without paging it is step 5 alone.
+ * g guest levels over h EPT levels make (g + 1)(h + 1) - 1 references. Without EPT the walk is
+ * the guest's alone; without paging it is step 5 alone.
  *
- * A first reading may skip everything under `w->caches`: the paging-structure caches and the nested
- * TLB change which references are made, never what is found. */
+ * A first reading may skip everything under `w->caches`: the paging-structure caches and the
+ * nested TLB change which references are made, never what is found. */
 #include "mmu.h"
 
 #include <string.h>
@@ -56,9 +57,9 @@ static inline void note(walker *w, unsigned dimension, unsigned level, unsigned 
                              .level = (uint8_t)level,
                              .guest_level = w->guest_level,
                              .kind = (uint8_t)kind,
-                             .size = (uint8_t)(dimension == VTX_GUEST
-                                                   ? guest_entry_size(&w->mmu->guest)
-                                                   : 8)});
+                             .size =
+                                 (uint8_t)(dimension == VTX_GUEST ? guest_entry_size(&w->mmu->guest)
+                                                                  : 8)});
 }
 
 static uint32_t stop(walker *w, uint32_t status) {
@@ -326,10 +327,8 @@ static void guest_skip(walker *w, guest_walk *g, used_entry *table) {
         g->writable = (hit->rights & RIGHT_W) != 0;
         g->executable = (hit->rights & RIGHT_X) != 0;
         guest_resume(&mmu->guest, g, hit->gpa);
-        *table = (used_entry){.gpa = hit->gpa,
-                              .hpa = hit->base,
-                              .ept_rights = hit->rights >> 8,
-                              .used = 1};
+        *table = (used_entry){
+            .gpa = hit->gpa, .hpa = hit->base, .ept_rights = hit->rights >> 8, .used = 1};
         mmu->counters.guest_cache_hits[level]++;
         note(w, VTX_GUEST, level, VTX_CACHED, 0, hit->gpa, hit->base);
         return;
@@ -375,8 +374,8 @@ static uint32_t guest_read(walker *w, const guest_walk *g, used_entry *entry,
     const unsigned size = guest_entry_size(&mmu->guest);
     if (!mem_holds(mmu->memory, entry->hpa, size))
         return stop_beyond(w, entry->hpa);
-    entry->value = size == 8 ? mem_load64(mmu->memory, entry->hpa)
-                             : mem_load32(mmu->memory, entry->hpa);
+    entry->value =
+        size == 8 ? mem_load64(mmu->memory, entry->hpa) : mem_load32(mmu->memory, entry->hpa);
     mmu->counters.guest_references[g->level]++;
     note(w, VTX_GUEST, g->level, VTX_READ, entry->hpa, entry->gpa, entry->value);
     w->out->guest_entry = entry->value;
@@ -436,7 +435,7 @@ static uint32_t guest_set_flags(walker *w, const guest_walk *g, used_entry used[
     return VTX_OK;
 }
 
-/* ---- Step 6: what the TLBs may keep ----------------------------------------------------------- */
+/* ---- Step 6: what the TLBs may keep --------------------------------------------------------- */
 
 static enum tlb_size size_of_shift(unsigned shift) {
     return shift >= 30 ? SIZE_1G : shift >= 21 ? SIZE_2M : SIZE_4K;
@@ -477,9 +476,8 @@ static uint64_t make_payload(const walker *w, const guest_walk *g, const gpa_tra
     const unsigned guest_size = g->shift == 22 ? SIZE_4M : size_of_shift(g->shift);
     const uint64_t rights = (g->user ? RIGHT_U : 0u) | (g->writable ? RIGHT_W : 0u) |
                             (g->executable ? RIGHT_X : 0u) | (dirty ? RIGHT_D : 0u);
-    return (final->hpa & ~((1ull << shift) - 1)) | rights |
-           ept_payload(&w->mmu->ept, g, final) | (uint64_t)g->key << PAYLOAD_KEY_SHIFT |
-           (uint64_t)g->global << PAYLOAD_GLOBAL_SHIFT |
+    return (final->hpa & ~((1ull << shift) - 1)) | rights | ept_payload(&w->mmu->ept, g, final) |
+           (uint64_t)g->key << PAYLOAD_KEY_SHIFT | (uint64_t)g->global << PAYLOAD_GLOBAL_SHIFT |
            (uint64_t)guest_size << PAYLOAD_GUEST_SHIFT |
            pat_index(&w->mmu->guest, g) << PAYLOAD_PAT_SHIFT;
 }
@@ -495,7 +493,7 @@ static void describe(walker *w, const guest_walk *g, const gpa_translation *fina
     out->page_shift = (uint8_t)shift;
 }
 
-/* ---- The whole walk --------------------------------------------------------------------------- */
+/* ---- The whole walk ------------------------------------------------------------------------- */
 
 static uint32_t ept_access(uint32_t access) {
     if (access_is_fetch(access))

@@ -87,10 +87,12 @@ static void sizes_and_types(void) {
     CHECK(use(&all, 2, 7 | EPT_PS) == EPT_DONE);
     CHECK(use(&all, 3, 7 | EPT_PS) == EPT_DONE);
     for (uint64_t type = 0; type < 8; type++)
-        CHECK((use(&all, 1, 7 | type << 3) == EPT_MALFORMED) == (type == 2 || type == 3 || type == 7));
+        CHECK((use(&all, 1, 7 | type << 3) == EPT_MALFORMED) ==
+              (type == 2 || type == 3 || type == 7));
     ept_walk walk = {.gpa = 0x12345678, .level = 2, .rights = 0x407};
     CHECK(ept_use(&all, &walk, 0x40000000 | EPT_PS | 5) == EPT_DONE);
-    CHECK(walk.hpa == (0x40000000 | (0x12345678 & 0x1FFFFF)) && walk.shift == 21 && walk.rights == 5);
+    CHECK(walk.hpa == (0x40000000 | (0x12345678 & 0x1FFFFF)) && walk.shift == 21 &&
+          walk.rights == 5);
 }
 
 static void needs(void) {

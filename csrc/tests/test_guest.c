@@ -21,7 +21,8 @@ static void modes(void) {
     context.efer = 0;
     CHECK(mode_of(context).paging == PAGING_PAE && mode_of(context).linear_bits == 32);
     context.cr4 = 0;
-    CHECK(mode_of(context).paging == PAGING_32BIT && mode_of(context).root == 0xFFFFF1000 % (1ull << 32));
+    CHECK(mode_of(context).paging == PAGING_32BIT &&
+          mode_of(context).root == 0xFFFFF1000 % (1ull << 32));
     context.cr0 = 1;
     CHECK(mode_of(context).paging == PAGING_NONE);
 }
@@ -63,7 +64,8 @@ static void pae(void) {
     CHECK(guest_use(&mode, &walk, 0x3000000 | PTE_PS | PTE_P) == GUEST_DONE && walk.shift == 21);
 }
 
-/* Reserved bits of 4-level paging: which single bits fault at which level, in a leaf and in a table. */
+/* Reserved bits of 4-level paging: which single bits fault at which level, in a leaf and in a
+ * table. */
 static void reserved_bits(void) {
     const guest_mode mode = mode_of(long_mode);
     for (unsigned level = 1; level <= 4; level++) {
@@ -88,7 +90,8 @@ static void reserved_bits(void) {
     CHECK(guest_use(&no_nx, &walk, PTE_P | PTE_XD) == GUEST_RESERVED);
 }
 
-/* Every combination of page rights, processor state and access against the rule in one expression. */
+/* Every combination of page rights, processor state and access against the rule in one
+ * expression. */
 static void rights(void) {
     for (unsigned i = 0; i < 1u << 11; i++) {
         vtx_context context = long_mode;
@@ -107,7 +110,8 @@ static void rights(void) {
         const int may = user    ? u && (fetch ? x : w || !write)
                         : fetch ? x && !(u && smep)
                                 : !(u && smap && (implicit || !ac)) && (w || !write || !wp);
-        const uint32_t code = 1u | (uint32_t)write << 1 | (uint32_t)user << 2 | (uint32_t)fetch << 4;
+        const uint32_t code =
+            1u | (uint32_t)write << 1 | (uint32_t)user << 2 | (uint32_t)fetch << 4;
         CHECK(guest_permission(&mode, &walk, access) == (may ? 0 : code));
     }
 }

@@ -12,7 +12,7 @@ static void bounds(void) {
     CHECK(vtx_memory_write(memory, (1 << 20) - 8, &word, 8));
     CHECK(!vtx_memory_write(memory, (1 << 20) - 7, &word, 8));
     CHECK(!vtx_memory_read(memory, 1 << 20, &word, 1));
-    CHECK(vtx_memory_read(memory, 1 << 20, &word, 0)); /* nothing, at the end */
+    CHECK(vtx_memory_read(memory, 1 << 20, &word, 0));     /* nothing, at the end */
     CHECK(!vtx_memory_read(memory, UINT64_MAX, &word, 8)); /* the sum would wrap */
     CHECK(!vtx_memory_read(memory, 8, &word, UINT64_MAX - 4));
     uint32_t half = 0;

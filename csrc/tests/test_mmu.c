@@ -48,10 +48,8 @@ static void spaces_run_out(void) {
     identity_tables(memory);
     vtx_mmu *mmu = vtx_mmu_new(memory, &small);
     REQUIRE(mmu);
-    vtx_context context = {.cr0 = 0x80010001,
-                           .cr4 = CR4_PAE | CR4_PGE | CR4_PCIDE,
-                           .efer = EFER_LMA,
-                           .vpid = 1};
+    vtx_context context = {
+        .cr0 = 0x80010001, .cr4 = CR4_PAE | CR4_PGE | CR4_PCIDE, .efer = EFER_LMA, .vpid = 1};
     vtx_walk walk;
     for (uint32_t i = 0; i < 3u << SPACE_BITS; i++) {
         context.vpid = (uint16_t)(1 + (i >> 12));

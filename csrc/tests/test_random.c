@@ -1,5 +1,6 @@
-/* Random tables, random contexts, random operations: whatever is in memory, the core stays within it,
- * ends every walk, and with all caches finds what it finds without. Made for the sanitizers. */
+/* Random tables, random contexts, random operations: whatever is in memory, the core stays
+ * within it, ends every walk, and with all caches finds what it finds without. Made for the
+ * sanitizers. */
 #include "check.h"
 #include "core.h"
 
@@ -54,7 +55,8 @@ static vtx_context random_context(void) {
                            .cr4 = (below(6) ? 1 << 5 : 0) | (random64() & 0x1731090),
                            .efer = efer[below(5)],
                            .rflags = below(2) << 18,
-                           .eptp = below(FRAMES) << 12 | (below(5) ? 3 : 4) << 3 | below(2) << 6 | 6,
+                           .eptp =
+                               below(FRAMES) << 12 | (below(5) ? 3 : 4) << 3 | below(2) << 6 | 6,
                            .pml_address = below(FRAMES + 2) << 12,
                            .pkru = (uint32_t)random64(),
                            .pkrs = (uint32_t)random64(),
@@ -78,14 +80,29 @@ static uint64_t random_address(void) {
 
 static void invalidate(vtx_mmu *mmu, const vtx_context *context) {
     switch (below(9)) {
-    case 0: vtx_invlpg(mmu, context, random_address()); break;
-    case 1: vtx_invpcid(mmu, context, (uint32_t)below(5), (uint16_t)below(32), random_address()); break;
-    case 2: vtx_flush_pcid(mmu, context, (uint16_t)below(32)); break;
-    case 3: vtx_flush_vpid(mmu, (uint16_t)below(3)); break;
-    case 4: vtx_invept(mmu, (uint32_t)below(4), context->eptp); break;
-    case 5: vtx_invvpid(mmu, (uint32_t)below(5), (uint16_t)below(3), random_address()); break;
-    case 6: vtx_flush_all(mmu); break;
-    default: break;
+    case 0:
+        vtx_invlpg(mmu, context, random_address());
+        break;
+    case 1:
+        vtx_invpcid(mmu, context, (uint32_t)below(5), (uint16_t)below(32), random_address());
+        break;
+    case 2:
+        vtx_flush_pcid(mmu, context, (uint16_t)below(32));
+        break;
+    case 3:
+        vtx_flush_vpid(mmu, (uint16_t)below(3));
+        break;
+    case 4:
+        vtx_invept(mmu, (uint32_t)below(4), context->eptp);
+        break;
+    case 5:
+        vtx_invvpid(mmu, (uint32_t)below(5), (uint16_t)below(3), random_address());
+        break;
+    case 6:
+        vtx_flush_all(mmu);
+        break;
+    default:
+        break;
     }
 }
 
@@ -130,7 +147,7 @@ static void agree(vtx_mmu *mmu, vtx_context *context) {
         vtx_walk cached, plain;
         vtx_walk_tables(mmu, context, gva, access, &plain, NULL, 0);
         vtx_walk_tables(mmu, context, gva, access, &plain, NULL, 0); /* flags are set by now */
-        vtx_flush_all(mmu);                   /* they may have been set in a table that is cached */
+        vtx_flush_all(mmu); /* they may have been set in a table that is cached */
         for (int k = 0; k < 2; k++) {
             vtx_translate(mmu, context, gva, access, &cached, NULL, 0);
             CHECK(cached.status == plain.status);
