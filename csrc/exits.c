@@ -107,8 +107,8 @@ static void skip_line(vtx_exits *scanner, const line *l) {
 
 /* ---- Records --------------------------------------------------------------------------------- */
 
-static void read_record(record *r) {
-    frame_read(r->text, r->end, &r->where);
+static void read_record(vtx_exits *scanner, record *r) {
+    frame_read(r->text, r->end, &scanner->known, &r->where);
     if (r->where.state == FRAME_EVENT)
         payload_read(r->where.event, r->where.payload, r->end, r->cut, &r->what);
 }
@@ -141,11 +141,11 @@ static int join(reader *in, record *r, const line *more) {
     longer.text = logical;
     longer.end = logical + have + 1 + add;
     longer.cut = more->cut;
-    read_record(&longer);
+    read_record(in->scanner, &longer);
     if (!fits(&longer)) {
         /* What was read before may point into `logical`, where the text still stands. */
         if (r->text == logical)
-            read_record(r);
+            read_record(in->scanner, r);
         return 0;
     }
     *r = longer;
@@ -167,7 +167,7 @@ static int take_continuations(reader *in, record *r) {
             return in->end - r->next > EXITS_MAX_LINE; /* that one is no continuation */
         if (more.end - more.at > EXITS_MAX_LOGICAL || more.at == more.end || *more.at == '#')
             return 1;
-        frame_read(more.at, more.end, &in->ahead);
+        frame_read(more.at, more.end, &in->scanner->known, &in->ahead);
         in->ahead_at = r->next;
         /* Behind a frame without an event, an event's name is the rest of that line. */
         const int rest = in->ahead.bare && r->where.state == FRAME_OPEN;
@@ -213,13 +213,18 @@ static const char *read_one(reader *in, const char *at, vtx_exit *out, uint64_t 
         skip(in->scanner, VTX_SKIP_TOO_LONG, 1);
         return l.next;
     }
-    record r = {.text = l.at, .end = l.end, .cut = l.cut, .next = l.next, .pieces = 1};
+    record r;
+    r.text = l.at;
+    r.end = l.end;
+    r.cut = l.cut;
+    r.next = l.next;
+    r.pieces = 1;
     if (in->ahead_at == at) {
         r.where = in->ahead;
         if (r.where.state == FRAME_EVENT)
             payload_read(r.where.event, r.where.payload, r.end, r.cut, &r.what);
     } else {
-        read_record(&r);
+        read_record(in->scanner, &r);
     }
     if (r.where.state == FRAME_NONE) {
         skip_line(in->scanner, &l);

@@ -11,6 +11,8 @@
 
 #include "core.h"
 
+#include <string.h>
+
 enum {
     EXITS_MAX_LINE = 1 << 16, /* longer lines are no event of anybody's */
     EXITS_MAX_LOGICAL = 4096, /* a line joined from the pieces that a mailer left */
@@ -18,6 +20,7 @@ enum {
     EXITS_MAX_NAMES = 4096,
     EXITS_MAX_NAME = 64,
     EXITS_MAX_STREAMS = 1 << 17,
+    EXITS_MAX_PREFIX = 64,
     EXITS_NO_CPU = 0xffff
 };
 
@@ -38,6 +41,19 @@ static inline const char *skip_blanks(const char *at, const char *end) {
 }
 
 static inline const char *skip_word(const char *at, const char *end) {
+#if defined(__GNUC__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    /* Eight bytes at once: the lowest byte that equals a blank or a tab gets bit 7. */
+    for (; end - at >= 8; at += 8) {
+        const uint64_t ones = UINT64_C(0x0101010101010101), tops = ones << 7;
+        uint64_t text;
+        memcpy(&text, at, sizeof text);
+        const uint64_t blanks = text ^ ones * ' ', tabs = text ^ ones * '\t';
+        const uint64_t found =
+            (((blanks - ones) & ~blanks) | ((tabs - ones) & ~tabs)) & tops;
+        if (found)
+            return at + (__builtin_ctzll(found) >> 3);
+    }
+#endif
     while (at < end && !is_blank(*at))
         at++;
     return at;
@@ -78,8 +94,16 @@ typedef struct {
 } frame;
 
 /* 1 and the line at `at`; 0 if it does not end before `end` and more may come. */
+/* "COMM-PID [CPU]" of the line before: the next line's is the same more often than not. */
+typedef struct {
+    uint32_t length; /* 0: none */
+    uint32_t tid;
+    uint16_t cpu;
+    char text[EXITS_MAX_PREFIX];
+} prefix;
+
 int line_at(const char *at, const char *end, int final, line *out);
-void frame_read(const char *at, const char *end, frame *out);
+void frame_read(const char *at, const char *end, prefix *known, frame *out);
 
 /* ---- One payload --------------------------------------------------------------------------- */
 
@@ -129,6 +153,7 @@ struct vtx_exits {
     int skipping; /* inside a line that is too long */
     int failed;   /* out of memory */
     uint64_t close_at;
+    prefix known;
     char logical[EXITS_MAX_LOGICAL];
 };
 

@@ -79,22 +79,19 @@ static void read_thread(const char *start, const char *end, frame *out) {
                 continue;
             continue;
         }
-        const char *word = end;
-        while (word > start && !is_blank(word[-1]))
-            word--;
         const char *number = end;
-        while (number > word && is_digit(number[-1]))
-            number--;
-        const int alone = number == word && word > start;
-        if (end - number >= 1 && end - number <= 9 &&
-            (alone || (number > word && (number[-1] == '-' || number[-1] == '/')))) {
-            uint32_t tid = 0;
-            for (; number < end; number++)
-                tid = tid * 10 + (uint32_t)(*number - '0');
+        uint32_t tid = 0, scale = 1;
+        for (; number > start && is_digit(number[-1]) && end - number < 9; scale *= 10)
+            tid += (uint32_t)(*--number - '0') * scale;
+        const char before = number > start ? number[-1] : 'x';
+        if (number < end && (before == '-' || before == '/' || is_blank(before))) {
             out->tid = tid;
             out->stream = tid;
             return;
         }
+        const char *word = number;
+        while (word > start && !is_blank(word[-1]))
+            word--;
         if (!is_flags(word, end))
             return;
         end = word;
@@ -113,6 +110,8 @@ static const char *read_stamp(const char *at, const char *end, frame *out) {
         out->stamp_without_unit = 1;
         return digit;
     }
+    static const uint32_t scales[] = {1000000000, 100000000, 10000000, 1000000, 100000,
+                                      10000,      1000,      100,      10,      1};
     uint32_t digits = 0;
     const char *const first = ++digit;
     for (; digit < end && is_digit(*digit); digit++)
@@ -123,9 +122,7 @@ static const char *read_stamp(const char *at, const char *end, frame *out) {
     if (digit == first || first - 1 - at > MOST_SECONDS)
         return NULL;
     out->fraction_digits = (uint8_t)digits;
-    for (; digits < 9; digits++)
-        fraction *= 10;
-    out->time_ns = seconds * 1000000000u + fraction;
+    out->time_ns = seconds * 1000000000u + fraction * scales[digits];
     out->has_time = 1;
     return digit;
 }
@@ -172,9 +169,12 @@ static void read_event(const char *at, const char *end, frame *out) {
     if (word_end[-1] != ':')
         return; /* function tracers and the like */
     out->payload = skip_blanks(word_end, end);
-    const char *name_end = word_end - 1, *name = name_end;
-    while (name > at && name[-1] != ':')
-        name--;
+    const char *name_end = word_end - 1, *name = at;
+    if (*at != 'k' || word_end - at < 4 || at[3] != '_') { /* "kvm:kvm_exit:" */
+        name = name_end;
+        while (name > at && name[-1] != ':')
+            name--;
+    }
     out->event = event_named(name, (size_t)(name_end - name));
 }
 
@@ -205,12 +205,39 @@ static int read_behind_cpu(const char *at, const char *end, frame *out) {
     return out->state == FRAME_EVENT && (out->event != VTX_EVENT_OTHER || out->tid);
 }
 
-static int read_around_cpu(const char *at, const char *end, frame *out) {
+/* The first line of a thread on a processor is read; the next ones only compared. */
+static int read_known(const char *at, const char *end, const prefix *known, frame *out) {
+    if (!known->length || end - at <= (ptrdiff_t)known->length ||
+        memcmp(at, known->text, known->length) != 0)
+        return 0;
+    out->tid = known->tid;
+    out->stream = known->tid;
+    out->cpu = known->cpu;
+    if (read_behind_cpu(at + known->length, end, out))
+        return 1;
+    memset(out, 0, sizeof *out);
+    out->cpu = EXITS_NO_CPU;
+    return 0;
+}
+
+static void keep(const char *at, const char *end, prefix *known, const frame *out) {
+    if (end - at > EXITS_MAX_PREFIX)
+        return;
+    known->length = (uint32_t)(end - at);
+    known->tid = out->tid;
+    known->cpu = out->cpu;
+    memcpy(known->text, at, known->length);
+}
+
+static int read_around_cpu(const char *at, const char *end, prefix *known, frame *out) {
+    if (read_known(at, end, known, out))
+        return 1;
     const char *reach = end - at > FRAME_REACH ? at + FRAME_REACH : end;
-    const char *bracket = at;
+    const char *bracket = at, *first = NULL;
     while (bracket < reach && (bracket = memchr(bracket, '[', (size_t)(reach - bracket)))) {
         const char *number = bracket + 1;
         const char *close = skip_digits(number, end);
+        first = first ? first : bracket;
         const int apart = bracket == at || is_blank(bracket[-1]);
         if (apart && close > number && close - number < 6 && close < end && *close == ']') {
             uint32_t cpu = 0;
@@ -218,8 +245,11 @@ static int read_around_cpu(const char *at, const char *end, frame *out) {
                 cpu = cpu * 10 + (uint32_t)(*number - '0');
             out->cpu = (uint16_t)(cpu < EXITS_NO_CPU ? cpu : EXITS_NO_CPU);
             read_thread(at, bracket, out);
-            if (read_behind_cpu(close + 1, end, out))
+            if (read_behind_cpu(close + 1, end, out)) {
+                if (bracket == first)
+                    keep(at, close + 1, known, out);
                 return 1;
+            }
             out->cpu = EXITS_NO_CPU;
             out->tid = 0;
             out->stream = 0;
@@ -299,7 +329,7 @@ static void read_xen(const char *at, const char *end, frame *out) {
         out->payload = end;
 }
 
-void frame_read(const char *at, const char *end, frame *out) {
+void frame_read(const char *at, const char *end, prefix *known, frame *out) {
     memset(out, 0, sizeof *out);
     out->cpu = EXITS_NO_CPU;
     if (at == end)
@@ -308,7 +338,7 @@ void frame_read(const char *at, const char *end, frame *out) {
         read_xen(at + 1, end, out);
         return;
     }
-    if (*at == '#' || read_around_cpu(at, end, out) || read_around_stamp(at, end, out))
+    if (*at == '#' || read_around_cpu(at, end, known, out) || read_around_stamp(at, end, out))
         return;
     memset(out, 0, sizeof *out);
     out->cpu = EXITS_NO_CPU;

@@ -156,9 +156,7 @@ def _write(output: Output, report: ExitReport, details: int) -> None:
         output.write_tables(report.tables(details))
 
 
-def _write_compared(
-    output: Output, report: ExitReport, baseline: ExitReport, details: int
-) -> None:
+def _write_compared(output: Output, report: ExitReport, baseline: ExitReport, details: int) -> None:
     from vtx.lab.exit_report import compare_tables, compared
 
     changes = compared(report, baseline)

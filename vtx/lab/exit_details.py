@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,18 @@ _EXTERNAL_PORT_SHIFT = 16
 _OUT, _IN = 0, 1
 
 
+class _Some:
+    """Some of the records: one column is copied, not the whole rows."""
+
+    def __init__(self, records: NDArray[Any], where: NDArray[np.intp]) -> None:
+        self._records = records
+        self._where = where
+
+    def __getitem__(self, column: str) -> NDArray[Any]:
+        some: NDArray[Any] = self._records[column][self._where]
+        return some
+
+
 def detail_keys(records: NDArray[Any], groups: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return the key of each exit: row, kind and value of its detail, nesting level.
 
@@ -51,7 +64,7 @@ def detail_keys(records: NDArray[Any], groups: NDArray[np.uint64]) -> NDArray[np
         find = _FINDERS.get(group)
         if find is not None:
             mine = np.flatnonzero(groups == group)
-            parts[mine] = find(records[mine])
+            parts[mine] = find(_Some(records, mine))
     keys: NDArray[np.uint64] = groups << np.uint64(ROW_SHIFT) | parts
     keys |= (records["flags"] & ExitFlag.L2 != 0).astype(np.uint64)
     return keys
@@ -65,12 +78,12 @@ def _packed(kind: int, values: Any, known: NDArray[np.bool_]) -> NDArray[np.uint
     return np.where(known, keys, np.uint64(0))
 
 
-def _has(records: NDArray[Any], flag: int) -> NDArray[np.bool_]:
+def _has(records: _Some, flag: int) -> NDArray[np.bool_]:
     known: NDArray[np.bool_] = records["flags"] & flag != 0
     return known
 
 
-def _ports(records: NDArray[Any]) -> NDArray[np.uint64]:
+def _ports(records: _Some) -> NDArray[np.uint64]:
     """Exit qualification: port in bits 31:16, IN in bit 3; else what kvm_pio tells."""
     import numpy as np
 
@@ -83,23 +96,23 @@ def _ports(records: NDArray[Any]) -> NDArray[np.uint64]:
     return _packed(_PORT, np.where(info, told, event), info | traced)
 
 
-def _msrs(records: NDArray[Any]) -> NDArray[np.uint64]:
+def _msrs(records: _Some) -> NDArray[np.uint64]:
     return _packed(_MSR, records["detail"], records["detail_kind"] == _MSR_EVENT)
 
 
-def _crs(records: NDArray[Any]) -> NDArray[np.uint64]:
+def _crs(records: _Some) -> NDArray[np.uint64]:
     import numpy as np
 
     return _packed(_CR, records["info1"] & np.uint64(0x3F), _has(records, ExitFlag.INFO1))
 
 
-def _drs(records: NDArray[Any]) -> NDArray[np.uint64]:
+def _drs(records: _Some) -> NDArray[np.uint64]:
     import numpy as np
 
     return _packed(_DR, records["info1"] & np.uint64(0x17), _has(records, ExitFlag.INFO1))
 
 
-def _regions(records: NDArray[Any]) -> NDArray[np.uint64]:
+def _regions(records: _Some) -> NDArray[np.uint64]:
     import numpy as np
 
     kind = records["detail_kind"]
@@ -107,7 +120,7 @@ def _regions(records: NDArray[Any]) -> NDArray[np.uint64]:
     return _packed(_REGION, records["detail"] >> np.uint64(_REGION_SHIFT), known)
 
 
-def interruption(records: NDArray[Any]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+def interruption(records: _Some) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """Return VM-exit interruption information, and where it is known and valid."""
     import numpy as np
 
@@ -117,31 +130,31 @@ def interruption(records: NDArray[Any]) -> tuple[NDArray[np.uint64], NDArray[np.
     return info, (told | old) & (info & np.uint64(_VALID) != 0)
 
 
-def _vectors(records: NDArray[Any]) -> NDArray[np.uint64]:
+def _vectors(records: _Some) -> NDArray[np.uint64]:
     import numpy as np
 
     info, known = interruption(records)
     return _packed(_VECTOR, info & np.uint64(0xFF), known)
 
 
-def _exceptions(records: NDArray[Any]) -> NDArray[np.uint64]:
+def _exceptions(records: _Some) -> NDArray[np.uint64]:
     import numpy as np
 
     info, known = interruption(records)
     return _packed(_EXCEPTION, info & np.uint64(0x7FF), known)
 
 
-def _leaves(records: NDArray[Any]) -> NDArray[np.uint64]:
+def _leaves(records: _Some) -> NDArray[np.uint64]:
     return _packed(_LEAF, records["detail"], records["detail_kind"] == _CPUID)
 
 
-def _apic(records: NDArray[Any]) -> NDArray[np.uint64]:
+def _apic(records: _Some) -> NDArray[np.uint64]:
     import numpy as np
 
     return _packed(_APIC, records["info1"] & np.uint64(0xFFF), _has(records, ExitFlag.INFO1))
 
 
-def _eois(records: NDArray[Any]) -> NDArray[np.uint64]:
+def _eois(records: _Some) -> NDArray[np.uint64]:
     import numpy as np
 
     return _packed(_EOI, records["info1"] & np.uint64(0xFF), _has(records, ExitFlag.INFO1))
@@ -194,7 +207,7 @@ def _region_text(value: int) -> str:
     return f"gpa {start:#x}-{start + (1 << _REGION_SHIFT) - 1:#x}"
 
 
-_TEXTS = {
+_TEXTS: dict[int, Callable[[int], str]] = {
     _PORT: lambda v: f"port {v & 0xFFFF:#x} {'in' if v >> 16 & 1 else 'out'}",
     _MSR: lambda v: f"msr {v:#x}{_msr_name(v)}",
     _CR: lambda v: _CR_ACCESSES[v >> 4].format(v & 0xF),
@@ -217,5 +230,5 @@ def record_detail(record: Any, number: int | None) -> str:
     find = None if number is None else _FINDERS.get(number)
     if find is None:
         return ""
-    one = np.asarray([record], dtype=record.dtype)
+    one = _Some(np.asarray([record], dtype=record.dtype), np.zeros(1, np.intp))
     return detail_text(number, int(find(one)[0]))

@@ -14,12 +14,66 @@ _NUMBERED = re.compile(r"UNKNOWN \((-?\d+)\)|(0x[0-9a-fA-F]+|\d+)")
 #: Names of AMD-V's exit codes in KVM's tracepoints that no VT-x exit has. Those that both have
 #: (hlt, cpuid, invlpg ...) tell nothing.
 _AMD = frozenset(
-    "interrupt intr vintr npf io msr shutdown vmrun vmmcall vmload vmsave stgi clgi skinit "
-    "invlpga icebp ferr_freeze iret swint popf pushf smi cr0_sel_write vmgexit "
-    "read_idtr read_gdtr read_ldtr read_tr write_idtr write_gdtr write_ldtr write_tr "
-    "avic_incomplete_ipi avic_unaccelerated_access efer_write_trap bus_lock_threshold idle_hlt "
-    "cr0_write_trap cr4_write_trap cr8_write_trap cr3_write_trap "
-    "DE DB BP OF BR UD NM DF TS NP SS GP PF MF AC MC XF".split()
+    [
+        "interrupt",
+        "intr",
+        "vintr",
+        "npf",
+        "io",
+        "msr",
+        "shutdown",
+        "vmrun",
+        "vmmcall",
+        "vmload",
+        "vmsave",
+        "stgi",
+        "clgi",
+        "skinit",
+        "invlpga",
+        "icebp",
+        "ferr_freeze",
+        "iret",
+        "swint",
+        "popf",
+        "pushf",
+        "smi",
+        "cr0_sel_write",
+        "vmgexit",
+        "read_idtr",
+        "read_gdtr",
+        "read_ldtr",
+        "read_tr",
+        "write_idtr",
+        "write_gdtr",
+        "write_ldtr",
+        "write_tr",
+        "avic_incomplete_ipi",
+        "avic_unaccelerated_access",
+        "efer_write_trap",
+        "bus_lock_threshold",
+        "idle_hlt",
+        "cr0_write_trap",
+        "cr4_write_trap",
+        "cr8_write_trap",
+        "cr3_write_trap",
+        "DE",
+        "DB",
+        "BP",
+        "OF",
+        "BR",
+        "UD",
+        "NM",
+        "DF",
+        "TS",
+        "NP",
+        "SS",
+        "GP",
+        "PF",
+        "MF",
+        "AC",
+        "MC",
+        "XF",
+    ]
 )
 _AMD_FORM = re.compile(r"(EXIT|VMEXIT|SVM_EXIT)_[A-Z0-9_]+|(read|write)_[cd]r\d+|[A-Z]{2} excp")
 

@@ -379,7 +379,7 @@ def _storms_table(storms: Sequence[Storm]) -> Table:
     return Table("Storms", columns, rows, remarks)
 
 
-# ---- Two traces -----------------------------------------------------------------------------------
+# ---- Two traces --------------------------------------------------------------------------------
 
 _COMPARE_COLUMNS = (
     Column("exit reason"),
@@ -424,9 +424,7 @@ def compared(report: ExitReport, baseline: ExitReport) -> list[dict[str, Any]]:
         first = pair[0] or pair[1]
         assert first is not None
         entry: dict[str, Any] = {"reason": first.reason, "number": first.number}
-        for which, row, whole in zip(
-            ("trace", "baseline"), pair, (report, baseline), strict=True
-        ):
+        for which, row, whole in zip(("trace", "baseline"), pair, (report, baseline), strict=True):
             entry[which] = _side(row, whole)
         rows.append(entry)
     return sorted(rows, key=_moved, reverse=True)
@@ -470,11 +468,14 @@ def compare_tables(report: ExitReport, baseline: ExitReport) -> list[Table]:
         rows.append(cells)
     remarks = []
     for side in (report, baseline):
-        remarks += [*(f"{side.name}: {text}" for text in side.warnings), f"{side.name}: {side.lines}"]
+        remarks += [
+            *(f"{side.name}: {text}" for text in side.warnings),
+            f"{side.name}: {side.lines}",
+        ]
     return [Table(f"{report.name} against {baseline.name}", _COMPARE_COLUMNS, rows, remarks)]
 
 
-# ---- CSV ------------------------------------------------------------------------------------------
+# ---- CSV ---------------------------------------------------------------------------------------
 
 _TIME_FIELDS = ("samples", "total", "min", "max", "mean", "stddev", "relative_error")
 CSV_HEAD = (

@@ -150,9 +150,7 @@ class ExitWatch:
         self.slowest.sort(key=lambda slow: (-(slow.exit.duration_ns or 0), slow.exit.line))
         del self.slowest[self._most :]
 
-    def _before(
-        self, records: NDArray[Any], index: int, names: Sequence[str]
-    ) -> list[SingleExit]:
+    def _before(self, records: NDArray[Any], index: int, names: Sequence[str]) -> list[SingleExit]:
         near = _near(records[max(0, index - 4096) : index], records[index])[-_NEIGHBOURS:]
         if len(near) < _NEIGHBOURS and self._last is not None:
             earlier = _near(self._last, records[index])[len(near) - _NEIGHBOURS :]
@@ -195,7 +193,7 @@ class ExitWatch:
             best = np.argpartition(durations[found], -_MOST_LONGER)[-_MOST_LONGER:]
             found = found[best]
         self.longer += [single(records[index], names) for index in found.tolist()]
-        self.longer.sort(key=lambda exit: (-(exit.duration_ns or 0), exit.line))
+        self.longer.sort(key=lambda one: (-(one.duration_ns or 0), one.line))
         del self.longer[_MOST_LONGER:]
 
     # ---- Storms ---------------------------------------------------------------------------------

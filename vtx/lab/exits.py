@@ -207,6 +207,11 @@ class _Durations:
         if len(self._parts) > 1 and self._pending > max(_MERGE_AT, 2 * len(self._parts[0][0])):
             self._merge()
 
+    def take(self, other: _Durations) -> None:
+        """Take in all that another has gathered."""
+        if other._parts:
+            self._parts.append(other._merge())
+
     def _merge(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         import numpy as np
 
@@ -285,10 +290,13 @@ class ExitStatistics:
     ----------
     slice_ns : int, optional
         Also gather slices of time of this length.
+    per_vcpu : bool
+        Also gather vCPUs.
     """
 
-    def __init__(self, slice_ns: int | None = None) -> None:
+    def __init__(self, slice_ns: int | None = None, *, per_vcpu: bool = True) -> None:
         self.slice_ns = slice_ns
+        self.per_vcpu = per_vcpu
         self.samples = 0
         self.flags = 0
         self.first_ns: int | None = None
@@ -297,7 +305,6 @@ class ExitStatistics:
         self._labels: dict[int, str] = {}
         self._details = _Tallies(_MOST_DETAILS)
         self._durations: dict[int, _Durations] = {}
-        self._all_durations = _Durations()
         self._vcpus: dict[int, _Tallies] = {}
         self._vcpu_names: dict[int, str] = {}
         self._slices = _Tallies()
@@ -328,7 +335,8 @@ class ExitStatistics:
         keys, ordered = keys[order], durations[order]
         self._details.add_sorted(keys, ordered, other=((1 << ROW_SHIFT) - 1) & ~LEVEL_BIT)
         self._add_durations(keys, ordered)
-        self._add_vcpus(records, groups, durations, xen)
+        if self.per_vcpu:
+            self._add_vcpus(records, groups, durations, xen)
         self._add_times(records, groups, durations)
 
     def _grouped(self, reasons: NDArray[np.uint16], names: Sequence[str]) -> NDArray[np.uint64]:
@@ -340,7 +348,7 @@ class ExitStatistics:
             group = _FIRST_UNKNOWN + index % _FIRST_UNKNOWN if number is None else number
             self._groups.append(group)
         present = np.bincount(reasons)
-        for index in np.flatnonzero(present):
+        for index in np.flatnonzero(present).tolist():
             self._labels.setdefault(self._groups[index], names[index])
         groups: NDArray[np.uint64] = np.asarray(self._groups, np.uint64)[reasons]
         return groups
@@ -356,9 +364,6 @@ class ExitStatistics:
             part = part[part >= 0]
             if len(part):
                 self._durations.setdefault(int(rows[start]), _Durations()).add(part)
-        known = durations[durations >= 0]
-        if len(known):
-            self._all_durations.add(known)
 
     def _add_vcpus(
         self,
@@ -446,7 +451,10 @@ class ExitStatistics:
         """Return all exits together."""
         whole = _sum(self._details.by_key.values())
         if whole.times is not None:
-            whole.times.percentiles = self._all_durations.percentiles()
+            every = _Durations()
+            for durations in self._durations.values():
+                every.take(durations)
+            whole.times.percentiles = every.percentiles()
         return whole
 
     def vcpus(self) -> list[VcpuRow]:
@@ -491,9 +499,7 @@ def _weight(tally: Tally) -> tuple[float, int]:
 def _copy(times: Times | None) -> Times | None:
     if times is None:
         return None
-    return Times(
-        times.samples, times.total, times.least, times.most, times.mean, times.squares
-    )
+    return Times(times.samples, times.total, times.least, times.most, times.mean, times.squares)
 
 
 def _sum(tallies: Any) -> Tally:

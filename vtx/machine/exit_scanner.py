@@ -8,6 +8,7 @@ same thread. It knows no exit reason: a reason is the index of its name as print
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vtx._core import ffi, lib
@@ -83,28 +84,25 @@ EVENT_NAMES = (
     "vmentry",
 )
 _CODES = {1: "u1", 2: "u2", 4: "u4", 8: "u8"}
-_dtype: np.dtype[Any] | None = None
 
 
+@cache
 def exit_dtype() -> np.dtype[Any]:
     """Return the NumPy type of one exit: the C structure, member for member."""
-    global _dtype
-    if _dtype is None:
-        import numpy as np
+    import numpy as np
 
-        members = ffi.typeof("vtx_exit").fields
-        codes = [_CODES[ffi.sizeof(member.type)] for _, member in members]
-        names = [name for name, _ in members]
-        codes[names.index("vcpu")] = "i4"
-        _dtype = np.dtype(
-            {
-                "names": names,
-                "formats": codes,
-                "offsets": [member.offset for _, member in members],
-                "itemsize": ffi.sizeof("vtx_exit"),
-            }
-        )
-    return _dtype
+    members = ffi.typeof("vtx_exit").fields
+    codes = [_CODES[ffi.sizeof(member.type)] for _, member in members]
+    names = [name for name, _ in members]
+    codes[names.index("vcpu")] = "i4"
+    return np.dtype(
+        {
+            "names": names,
+            "formats": codes,
+            "offsets": [member.offset for _, member in members],
+            "itemsize": ffi.sizeof("vtx_exit"),
+        }
+    )
 
 
 class ExitScanner:

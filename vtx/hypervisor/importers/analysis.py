@@ -79,11 +79,10 @@ def _trace_report(
     source: Source, views: Views, progress: Callable[[int, int], None] | None
 ) -> ExitReport:
     reader = ExitReader(source, progress)
-    statistics = ExitStatistics(views.slice_ns)
+    statistics = ExitStatistics(views.slice_ns, per_vcpu=views.per_vcpu)
     watch = ExitWatch(views.slowest, views.than_ns, views.storm)
     for batch in reader.batches():
-        xen = "vmexit" in reader.scanner.events()
-        statistics.add(batch, reader.names, xen=xen)
+        statistics.add(batch, reader.names, xen=reader.xen)
         watch.add(batch, reader.names)
     events = reader.scanner.events()
     return ExitReport(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from vtx.errors import InputError
+from vtx.hypervisor.importers.ahead import Ahead
 from vtx.lab.exit_reasons import is_amd
 from vtx.lab.exits import Lines
 from vtx.machine.exit_scanner import ExitScanner, exit_dtype
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ExitReader"]
 
-_BUFFER_BYTES = 4 << 20
+_BUFFER_BYTES = 2 << 20
 _BATCH = 1 << 16
+#: Batches that wait for the statistics, and the room that a batch keeps for one more scan.
+_QUEUE = 2
+_ROOM = 1 << 14
 
 
 class ExitReader:
@@ -32,19 +36,16 @@ class ExitReader:
         Called with bytes done and bytes in all, a few times a second.
     """
 
-    def __init__(
-        self, source: Source, progress: Callable[[int, int], None] | None = None
-    ) -> None:
+    def __init__(self, source: Source, progress: Callable[[int, int], None] | None = None) -> None:
         self.source = source
         self.scanner = ExitScanner()
         self._progress = progress
         self._checked = 0
         self._bytes = 0
-
-    @property
-    def names(self) -> list[str]:
-        """Exit reasons as printed; the column ``reason`` holds indices of it."""
-        return self.scanner.names
+        #: Exit reasons as printed; the column ``reason`` holds indices of it.
+        self.names: list[str] = []
+        #: The trace is xenalyze's: the column ``tid`` holds domains.
+        self.xen = False
 
     def lines(self) -> Lines:
         """Return what became of the lines so far."""
@@ -64,13 +65,23 @@ class ExitReader:
         InputError
             The trace cannot be read, is of an AMD host, or has no VM exit in it.
         """
+        self.source.refuse_binaries()
+        found = 0
+        for records, count in Ahead(self._scan, _QUEUE):
+            found += count
+            yield self._checked_batch(records[:count])
+            self._tell()
+        if not found:
+            raise self._nothing()
+
+    def _scan(self) -> Iterator[tuple[NDArray[Any], int]]:
+        """Scan the trace; runs in a thread of its own, beside the statistics."""
         import numpy as np
 
-        self.source.refuse_binaries()
-        records = np.zeros(_BATCH, exit_dtype())
+        arrays = [np.zeros(_BATCH, exit_dtype()) for _ in range(_QUEUE + 2)]
         buffer = bytearray(_BUFFER_BYTES)
         view = memoryview(buffer)
-        found = have = 0
+        have = filled = turn = 0
         final = False
         while not final or have:
             if not final:
@@ -78,18 +89,28 @@ class ExitReader:
                 final = got == 0
                 have += got
                 self._bytes += got
-            done, count = self.scanner.scan(view, have, records, final=final)
+            records = arrays[turn]
+            done, count = self.scanner.scan(view, have, records[filled:], final=final)
             view[: have - done] = view[done:have]
             have -= done
-            found += count
-            if count:
-                yield self._checked_batch(records[:count])
-            self._tell()
-        while count := self.scanner.close(records):
-            found += count
-            yield self._checked_batch(records[:count])
-        if not found:
-            raise self._nothing()
+            filled += count
+            if filled > _BATCH - _ROOM:
+                self._note()
+                yield records, filled
+                filled, turn = 0, (turn + 1) % len(arrays)
+        while True:
+            count = self.scanner.close(arrays[turn][filled:])
+            if filled + count:
+                self._note()
+                yield arrays[turn], filled + count
+            if not count:
+                return
+            filled, turn = 0, (turn + 1) % len(arrays)
+
+    def _note(self) -> None:
+        """Say what the statistics may know of the batch that goes to them."""
+        self.names = list(self.scanner.names)
+        self.xen = "vmexit" in self.scanner.events()
 
     def _tell(self) -> None:
         if self._progress is not None and self.source.size_bytes:
@@ -140,5 +161,5 @@ class ExitReader:
         return InputError(
             f"this is no trace of VM exits: none of its {lines.read:,} lines is an event",
             file=name,
-            hint="ftrace, trace-cmd report, perf script, perf kvm stat report and xenalyze are read",
+            hint="it wants text of ftrace, trace-cmd, perf script, perf kvm stat or xenalyze",
         )

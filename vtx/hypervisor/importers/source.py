@@ -53,7 +53,8 @@ class Source:
         if start.startswith(_GZIP):
             self._plain: Any = gzip.GzipFile(fileobj=_Rejoined(start, packed), mode="rb")
         elif start.startswith(_XZ):
-            self._plain = lzma.LZMAFile(_Rejoined(start, packed), mode="rb")
+            joined = io.BufferedReader(_Rejoined(start, packed))
+            self._plain = lzma.LZMAFile(joined, mode="rb")  # noqa: SIM115 - lives with the source
         else:
             self._plain = packed
             self._head = start
@@ -135,7 +136,9 @@ def open_source(name: str) -> Iterator[Source]:
     if name == "-":
         if sys.stdin is None:
             raise InputError("standard input is closed")
-        yield Source("<stdin>", sys.stdin.buffer, 0)
+        # Unbuffered: a thread that waits in a buffer's lock could not be left behind.
+        with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as file:
+            yield Source("<stdin>", file, 0)
         return
     try:
         file = open(name, "rb", buffering=0)  # noqa: SIM115 - closed below

@@ -74,7 +74,7 @@ class _Reader:
         return self.tables[-1]
 
     def _open(self) -> StatTable:
-        """A table that has its total, or rows, is over when something opens the next."""
+        """Begin a table, if the last one has rows or a total."""
         if self.table.rows or self.table.total_samples is not None:
             self.tables.append(StatTable())
         return self.table
