@@ -19,12 +19,12 @@ from vtx.machine.events import EventLog
 from vtx.machine.exit import Exit
 from vtx.machine.exit_information import ExitInformation
 from vtx.machine.memory import Memory
-from vtx.machine.paging import Ept, FrameAllocator
+from vtx.machine.guest_ept import GuestEpt
+from vtx.machine.paging import FrameAllocator
 from vtx.machine.processor import Processor
 from vtx.machine.program import Cursor, Program
 from vtx.machine.registers import Interruptibility, Registers, TableRegister
 from vtx.machine.shape import Shape
-from vtx.machine.tables import page_shift
 from vtx.machine.vmcs import Vmcs
 from vtx.rules import vmx_entry, vmx_fields, vmx_invalidation, vmx_operation, vmx_regions
 from vtx.rules.delivery import WITH_ERROR_CODE
@@ -42,30 +42,6 @@ DEFAULT_PROFILE = "skylake_sp"
 _STI_OR_MOV_SS = Interruptibility.STI | Interruptibility.MOV_SS
 _EXCEPTIONS = 32
 _NMI_VECTOR, _BREAKPOINT, _OVERFLOW = 2, 3, 4
-
-
-class GuestEpt(Ept):
-    """The EPT of a guest whose memory is one slot of host memory.
-
-    :meth:`map` needs no host-physical address: guest-physical 0 is host-physical `GUEST_BASE`.
-    """
-
-    def map(self, gpa: int, hpa: int | None = None, size: str = "4K", **rights: Any) -> None:
-        """Map the page that `gpa` lies in; parameters beyond are those of `Ept.map`.
-
-        Parameters
-        ----------
-        gpa : int
-            Any guest-physical address in the page.
-        hpa : int, optional
-            Host-physical address of the page; by default the guest's own memory.
-        size : str
-            ``"4K"``, ``"2M"`` or ``"1G"``.
-        **rights
-            ``read``, ``write``, ``execute``, ``memory_type`` ...
-        """
-        page = gpa >> page_shift(size) << page_shift(size)
-        super().map(page, image.GUEST_BASE + page if hpa is None else hpa, size, **rights)
 
 
 class Machine:
@@ -308,7 +284,7 @@ class Cpu(Processor):
         Parameters
         ----------
         program : Program or Trace, optional
-            What it executes from here on.
+            What it executes from here on: RIP moves to its first instruction.
 
         Raises
         ------
@@ -321,6 +297,9 @@ class Cpu(Processor):
             raise UsageError("no guest is running; enter it with vmlaunch or vmresume")
         if program is not None:
             self.set_program(program)
+            entry_point = self.cursors[0].program.entry_point
+            if entry_point is not None:
+                self.regs.rip = entry_point
         return self._run(None, entered=False)
 
     def set_program(self, program: Program | Trace) -> None:

@@ -17,7 +17,7 @@ from vtx.hypervisor.header import KEYS, read_header
 from vtx.hypervisor.listing import Listing, StreamLine, parse_listing
 from vtx.hypervisor.options import Header
 from vtx.hypervisor.programs import Segment, length_of, segments_of
-from vtx.machine.program import Instruction, Loop, Operation, Program
+from vtx.machine.program import Loop, Operation, Program
 from vtx.profiles.document import Item, parse_document, read_text
 
 if TYPE_CHECKING:
@@ -110,15 +110,10 @@ class Trace:
     @property
     def entry_points(self) -> Mapping[int, int]:
         """Address of the first instruction of each logical processor that begins with one."""
-        first: dict[int, Operation] = {}
+        found: dict[int, int | None] = {}
         for segment in self.segments:
-            steps = (step for step in segment.program.operations if not _is_event(step))
-            first.setdefault(segment.processor, next(steps, segment.program.operations[0]))
-        return {
-            processor: step.rip
-            for processor, step in first.items()
-            if isinstance(step, Instruction) and step.length
-        }
+            found.setdefault(segment.processor, segment.program.entry_point)
+        return {number: address for number, address in found.items() if address is not None}
 
     @property
     def steps(self) -> int:
@@ -132,10 +127,6 @@ class Trace:
         if stream is None or self.records is None:
             return 0
         return (len(self.records) if stream.stop is None else stream.stop) - stream.start
-
-
-def _is_event(step: Operation) -> bool:
-    return isinstance(step, Instruction) and not step.length
 
 
 def load_trace(path: str | Path) -> Trace:

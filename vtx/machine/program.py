@@ -272,6 +272,16 @@ class Program:
     name: str = ""
 
     @cached_property
+    def entry_point(self) -> int | None:
+        """Linear address of its first instruction; None if it has none, or begins with a stream."""
+        for operation in self.operations:
+            if not isinstance(operation, Instruction):
+                return None
+            if operation.length:
+                return operation.rip or None
+        return None
+
+    @cached_property
     def steps_at(self) -> Mapping[int, int]:
         """Index of the (first) instruction that stands at each linear address."""
         found: dict[int, int] = {}
