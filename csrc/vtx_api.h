@@ -8,7 +8,8 @@
 
 typedef struct vtx_memory vtx_memory;
 
-/* One sparse mapping of `size` bytes that reads 0 until written; NULL if the system refuses (errno). */
+/* One sparse mapping of `size` bytes that reads 0 until written; NULL if the system refuses
+ * (errno). */
 vtx_memory *vtx_memory_new(uint64_t size, int huge_pages);
 void vtx_memory_free(vtx_memory *memory);
 uint64_t vtx_memory_size(const vtx_memory *memory);
@@ -219,7 +220,9 @@ uint32_t vtx_translate_guest_physical(vtx_mmu *mmu, vtx_context *context, uint64
                                       uint32_t access, vtx_walk *out, vtx_step *steps,
                                       uint32_t capacity);
 
-enum vtx_run_flags { VTX_FIRST_PAGE_ONLY = 1 /* a page-crossing reference is its first page only */ };
+enum vtx_run_flags {
+    VTX_FIRST_PAGE_ONLY = 1 /* a reference that crosses a page is its first page only */
+};
 
 /* Consume records[*index .. stop); on return *index is the record that stopped it, or stop. */
 uint32_t vtx_run(vtx_mmu *mmu, vtx_context *context, const uint64_t *records, uint64_t *index,

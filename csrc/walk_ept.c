@@ -1,0 +1,204 @@
+/* The EPT dimension of a walk: ept.c's steps over memory, with the flags and the log that they
+ * write, and the caches that spare them. */
+#include "walk.h"
+
+/* The entries that one EPT walk read, by level. */
+typedef struct {
+    uint64_t address[6], value[6];
+    uint32_t rights[6]; /* AND down to this level */
+    uint8_t top;        /* level of the first entry read */
+} ept_path;
+
+/* Start at the deepest table that an EPT paging-structure cache knows. */
+static void ept_skip(walker *w, ept_walk *e) {
+    vtx_mmu *mmu = w->mmu;
+    for (unsigned level = 2; level <= e->level; level++) {
+        small_cache *cache = &mmu->ept_caches[level];
+        if (!cache->used)
+            continue;
+        const cache_entry *hit =
+            cache_find(cache, cache_tag(e->gpa, 3 + 9 * level, mmu->physical_space));
+        if (!hit)
+            continue;
+        e->level = (uint8_t)(level - 1);
+        e->rights = hit->rights;
+        e->entry_hpa = ept_entry_address(hit->base, e->gpa, level - 1);
+        mmu->counters.ept_cache_hits[level]++;
+        walk_note(w, VTX_EPT, level, VTX_CACHED, 0, e->gpa, hit->base);
+        return;
+    }
+}
+
+static void ept_remember(walker *w, const ept_walk *e, const ept_path *path) {
+    for (unsigned level = path->top; level > e->level; level--) {
+        small_cache *cache = &w->mmu->ept_caches[level];
+        if (!cache->count)
+            continue;
+        cache_entry *entry =
+            cache_claim(cache, cache_tag(e->gpa, 3 + 9 * level, w->mmu->physical_space));
+        entry->base = path->value[level] & w->mmu->ept.address_mask;
+        entry->rights = path->rights[level];
+        entry->shift = 3 + 9 * level;
+    }
+}
+
+/* "Page-Modification Logging": a dirty flag that changes from 0 to 1 is logged. */
+static uint32_t pml_log(walker *w, uint64_t gpa) {
+    vtx_context *context = w->context;
+    const uint64_t address = (context->pml_address & ~0xFFFull) + 8 * (uint64_t)context->pml_index;
+    if (!mem_holds(w->mmu->memory, address, 8))
+        return walk_stop_beyond(w, address);
+    mem_store64(w->mmu->memory, address, gpa & ~0xFFFull);
+    walk_note(w, VTX_LOG, 0, VTX_WRITE, address, gpa, gpa & ~0xFFFull);
+    w->mmu->counters.pml_writes++;
+    context->pml_index--; /* after 0 comes FFFFH: full */
+    return VTX_OK;
+}
+
+/* "Accessed and Dirty Flags for EPT": set A in every entry used and, for a write, D in the leaf. */
+static uint32_t ept_set_flags(walker *w, ept_walk *e, ept_path *path, int write) {
+    uint64_t missing[6];
+    uint64_t any = 0;
+    for (unsigned level = path->top; level >= e->level; level--) {
+        const uint64_t wanted = EPT_A | (write && level == e->level ? EPT_D : 0u);
+        missing[level] = wanted & ~path->value[level];
+        any |= missing[level];
+    }
+    if (!any)
+        return VTX_OK;
+    /* Before any flag is set the PML index must be in range (0 to 511). */
+    const int logging = (w->context->controls & VTX_ENABLE_PML) != 0;
+    if (logging && w->context->pml_index > 511)
+        return walk_stop_ept(w, VTX_PML_FULL, e->gpa);
+    if (logging && (missing[e->level] & EPT_D)) {
+        const uint32_t status = pml_log(w, e->gpa);
+        if (status)
+            return status;
+    }
+    for (unsigned level = path->top; level >= e->level; level--) {
+        if (!missing[level])
+            continue;
+        path->value[level] |= missing[level];
+        mem_or64(w->mmu->memory, path->address[level], missing[level]);
+        w->mmu->counters.ept_flag_writes++;
+        walk_note(w, VTX_EPT, level, VTX_WRITE, path->address[level], e->gpa, path->value[level]);
+    }
+    e->leaf = path->value[e->level];
+    return VTX_OK;
+}
+
+/* "EPT Violations": the part of the exit qualification that the EPT walk knows. */
+uint32_t walk_violation(walker *w, const ept_walk *e, uint32_t access, int complete) {
+    uint64_t qualification = access;
+    /* Bits 5:3 (and 6): AND over the entries used; 0 if one of them is not present, or if the
+     * address is wider than the walk translates. */
+    if (complete) {
+        qualification |= (uint64_t)(e->rights & 7) << EPTQ_R_SHIFT;
+        if (w->mmu->ept.mode_based && (e->rights & EPT_XU))
+            qualification |= EPTQ_XU;
+    }
+    w->out->qualification = qualification;
+    return walk_stop_ept(w, VTX_EPT_VIOLATION, e->gpa);
+}
+
+/* Descend through the EPT paging structures. */
+static uint32_t ept_descend(walker *w, ept_walk *e, ept_path *path, uint32_t access) {
+    vtx_mmu *mmu = w->mmu;
+    enum ept_step step = ept_begin(&mmu->ept, e, e->gpa);
+    if (step == EPT_NOT_PRESENT)
+        return walk_violation(w, e, access, 0);
+    if (w->caches)
+        ept_skip(w, e);
+    path->top = e->level;
+    for (;;) {
+        const unsigned level = e->level;
+        const uint64_t address = e->entry_hpa;
+        if (!mem_holds(mmu->memory, address, 8))
+            return walk_stop_beyond(w, address);
+        const uint64_t value = mem_load64(mmu->memory, address);
+        mmu->counters.ept_references[level]++;
+        walk_note(w, VTX_EPT, level, VTX_READ, address, e->gpa, value);
+        w->out->ept_entry = value;
+        w->out->ept_level = (uint8_t)level;
+        step = ept_use(&mmu->ept, e, value);
+        /* Entry by entry: not present is a violation, malformed a misconfiguration. */
+        if (step == EPT_NOT_PRESENT)
+            return walk_violation(w, e, access, 0);
+        if (step == EPT_MALFORMED)
+            return walk_stop_ept(w, VTX_EPT_MISCONFIGURATION, e->gpa);
+        path->address[level] = address;
+        path->value[level] = value;
+        path->rights[level] = e->rights;
+        if (step == EPT_DONE)
+            return VTX_OK;
+    }
+}
+
+/* Does the nested TLB know this guest-physical address, with the rights that are needed? */
+static int nested_find(walker *w, uint64_t gpa, uint32_t access, uint32_t needs,
+                       gpa_translation *out) {
+    vtx_mmu *mmu = w->mmu;
+    for (unsigned size = 0; size < 3; size++) {
+        if (!(mmu->nested.present >> size & 1))
+            continue;
+        const cache_entry *hit =
+            cache_find(&mmu->nested, tlb_tag(gpa, (enum tlb_size)size, mmu->physical_space));
+        if (!hit || (hit->rights & needs) != needs)
+            continue;
+        if ((access & EPTQ_WRITE) && mmu->ept.flags && !(hit->leaf & EPT_D))
+            continue; /* the dirty flag has to be set: walk */
+        *out = (gpa_translation){.hpa = hit->base | (gpa & ((1ull << hit->shift) - 1)),
+                                 .leaf = hit->leaf,
+                                 .rights = hit->rights,
+                                 .shift = (uint8_t)hit->shift};
+        mmu->counters.nested_hits++;
+        walk_note(w, VTX_EPT, 0, VTX_CACHED, 0, gpa, out->hpa);
+        return 1;
+    }
+    mmu->counters.nested_misses++;
+    return 0;
+}
+
+static void nested_remember(walker *w, uint64_t gpa, const gpa_translation *found) {
+    small_cache *cache = &w->mmu->nested;
+    const unsigned size = (found->shift - 12u) / 9;
+    cache_entry *entry =
+        cache_claim(cache, tlb_tag(gpa, (enum tlb_size)size, w->mmu->physical_space));
+    cache->present |= (uint8_t)(1u << size);
+    entry->base = found->hpa & ~((1ull << found->shift) - 1);
+    entry->rights = found->rights;
+    entry->leaf = found->leaf;
+    entry->shift = found->shift;
+}
+
+/* Translate a guest-physical address for `access` (EPTQ_READ, EPTQ_WRITE, EPTQ_FETCH). */
+uint32_t walk_gpa(walker *w, uint64_t gpa, uint32_t access, int user_linear, gpa_translation *out) {
+    vtx_mmu *mmu = w->mmu;
+    if (!mmu->ept.levels) { /* without EPT a guest-physical address is the physical address */
+        *out = (gpa_translation){.hpa = gpa, .rights = EPT_R | EPT_W | EPT_X | EPT_XU};
+        return VTX_OK;
+    }
+    const uint32_t needs = ept_needs(&mmu->ept, access, user_linear);
+    const int nested = w->caches && mmu->nested.count;
+    if (nested && nested_find(w, gpa, access, needs, out))
+        return VTX_OK;
+    ept_walk e = {.gpa = gpa};
+    ept_path path;
+    uint32_t status = ept_descend(w, &e, &path, access);
+    if (status)
+        return status;
+    /* "EPT Violations": rights are looked at once the address is known. */
+    if ((e.rights & needs) != needs)
+        return walk_violation(w, &e, access, 1);
+    if (mmu->ept.flags) {
+        status = ept_set_flags(w, &e, &path, (access & EPTQ_WRITE) != 0);
+        if (status)
+            return status;
+    }
+    *out = (gpa_translation){.hpa = e.hpa, .leaf = e.leaf, .rights = e.rights, .shift = e.shift};
+    if (w->caches)
+        ept_remember(w, &e, &path);
+    if (nested)
+        nested_remember(w, gpa, out);
+    return VTX_OK;
+}
