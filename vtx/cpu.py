@@ -18,8 +18,8 @@ from vtx.machine import image
 from vtx.machine.events import EventLog
 from vtx.machine.exit import Exit
 from vtx.machine.exit_information import ExitInformation
-from vtx.machine.memory import Memory
 from vtx.machine.guest_ept import GuestEpt
+from vtx.machine.memory import Memory
 from vtx.machine.paging import FrameAllocator
 from vtx.machine.processor import Processor
 from vtx.machine.program import Cursor, Program

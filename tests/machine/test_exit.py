@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.rules.transition_states import leave, loaded, reenter
+from tests.rules.transition_states import loaded, reenter
 from vtx.errors import UnhandledExit, UsageError
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
@@ -14,6 +14,7 @@ from vtx.machine.events import Event
 from vtx.machine.exit import Exit
 from vtx.machine.exit_information import ExitInformation
 from vtx.machine.exit_views import CrAccess, IoAccess
+from vtx.rules.transitions import vm_exit
 
 
 def exit_with(reason: ExitReason, **information: Any) -> Exit:
@@ -21,7 +22,7 @@ def exit_with(reason: ExitReason, **information: Any) -> Exit:
     cpu = loaded(guest_rip=0x4000)
     reenter(cpu)
     info = ExitInformation(reason, **information)
-    leave(cpu, reason, **information)
+    vm_exit(cpu, info)
     return Exit(cpu, info, cpu.vmread)
 
 

@@ -15,7 +15,7 @@ from vtx.machine.shape import Shape
 from vtx.machine.vmcs import Vmcs
 from vtx.rules.transitions import load_guest_state, vm_exit
 from vtx.rules.transitions_context import leave_root
-from vtx.rules.transitions_state import Synced
+from vtx.rules.transitions_synced import Synced
 
 __all__ = ["guest_fields", "leave", "loaded", "numbered", "reenter", "shape_of_everything"]
 

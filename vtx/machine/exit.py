@@ -26,6 +26,18 @@ if TYPE_CHECKING:
 __all__ = ["Exit"]
 
 _REASONS: dict[int, ExitReason] = {int(reason): reason for reason in ExitReason}
+# The fields under names that need no look-up in a class.
+_EXIT_QUALIFICATION = Field.EXIT_QUALIFICATION
+_EXIT_REASON = Field.EXIT_REASON
+_GUEST_LINEAR_ADDRESS = Field.GUEST_LINEAR_ADDRESS
+_GUEST_PHYSICAL_ADDRESS = Field.GUEST_PHYSICAL_ADDRESS
+_GUEST_RIP = Field.GUEST_RIP
+_IDT_VECTORING_ERROR_CODE = Field.IDT_VECTORING_ERROR_CODE
+_IDT_VECTORING_INFORMATION = Field.IDT_VECTORING_INFORMATION
+_VM_EXIT_INSTRUCTION_INFORMATION = Field.VM_EXIT_INSTRUCTION_INFORMATION
+_VM_EXIT_INSTRUCTION_LENGTH = Field.VM_EXIT_INSTRUCTION_LENGTH
+_VM_EXIT_INTERRUPTION_ERROR_CODE = Field.VM_EXIT_INTERRUPTION_ERROR_CODE
+_VM_EXIT_INTERRUPTION_INFORMATION = Field.VM_EXIT_INTERRUPTION_INFORMATION
 _ENTRY_FAILURE = 1 << 31
 _TYPE_NMI = 2
 _PAGE_FAULT = 14
@@ -53,7 +65,7 @@ class Exit:
     information : ExitInformation
     """
 
-    __slots__ = ("_guest_rip", "_seen", "_vmread", "information", "processor")
+    __slots__ = ("_seen", "_vmread", "information", "processor")
 
     def __init__(
         self, processor: Processor, information: ExitInformation, vmread: Callable[[int], int]
@@ -62,8 +74,6 @@ class Exit:
         self.information = information
         self._vmread = vmread
         self._seen: dict[int, int] = {}
-        vmcs = processor.vmcs
-        self._guest_rip = vmcs.values[Field.GUEST_RIP] if vmcs is not None else 0
 
     def read(self, field: int) -> int:
         """Return a VMCS field: by a counted VMREAD the first time, from memory after that."""
@@ -80,62 +90,62 @@ class Exit:
     @property
     def reason(self) -> ExitReason:
         """Basic exit reason (bits 15:0 of the exit reason)."""
-        return _REASONS[self.read(Field.EXIT_REASON) & 0xFFFF]
+        return _REASONS[self.read(_EXIT_REASON) & 0xFFFF]
 
     @property
     def entry_failure(self) -> bool:
         """Whether this is a failed VM entry (bit 31 of the exit reason)."""
-        return bool(self.read(Field.EXIT_REASON) & _ENTRY_FAILURE)
+        return bool(self.read(_EXIT_REASON) & _ENTRY_FAILURE)
 
     @property
     def qualification(self) -> int:
         """Exit qualification."""
-        return self.read(Field.EXIT_QUALIFICATION)
+        return self.read(_EXIT_QUALIFICATION)
 
     @property
     def guest_linear_address(self) -> int:
         """Guest-linear address."""
-        return self.read(Field.GUEST_LINEAR_ADDRESS)
+        return self.read(_GUEST_LINEAR_ADDRESS)
 
     @property
     def guest_physical_address(self) -> int:
         """Guest-physical address."""
-        return self.read(Field.GUEST_PHYSICAL_ADDRESS)
+        return self.read(_GUEST_PHYSICAL_ADDRESS)
 
     @property
     def instruction_length(self) -> int:
         """VM-exit instruction length, in bytes."""
-        return self.read(Field.VM_EXIT_INSTRUCTION_LENGTH)
+        return self.read(_VM_EXIT_INSTRUCTION_LENGTH)
 
     @property
     def instruction_information(self) -> int:
         """VM-exit instruction information."""
-        return self.read(Field.VM_EXIT_INSTRUCTION_INFORMATION)
+        return self.read(_VM_EXIT_INSTRUCTION_INFORMATION)
 
     @property
     def interruption_information(self) -> int:
         """VM-exit interruption information."""
-        return self.read(Field.VM_EXIT_INTERRUPTION_INFORMATION)
+        return self.read(_VM_EXIT_INTERRUPTION_INFORMATION)
 
     @property
     def interruption_error_code(self) -> int:
         """VM-exit interruption error code."""
-        return self.read(Field.VM_EXIT_INTERRUPTION_ERROR_CODE)
+        return self.read(_VM_EXIT_INTERRUPTION_ERROR_CODE)
 
     @property
     def idt_vectoring_information(self) -> int:
         """IDT-vectoring information."""
-        return self.read(Field.IDT_VECTORING_INFORMATION)
+        return self.read(_IDT_VECTORING_INFORMATION)
 
     @property
     def idt_vectoring_error_code(self) -> int:
         """IDT-vectoring error code."""
-        return self.read(Field.IDT_VECTORING_ERROR_CODE)
+        return self.read(_IDT_VECTORING_ERROR_CODE)
 
     @property
     def rip(self) -> int:
         """Guest RIP."""
-        return self.read(Field.GUEST_RIP)
+        return self.read(_GUEST_RIP)
 
     # Views: what they mean, for the exits that have them.
 
@@ -237,7 +247,7 @@ class Exit:
                 f"VM entry failed with exit reason {int(info.reason)}, {row.sdm_title}, "
                 f"exit qualification {info.qualification:#x}{check}"
             )
-        details = [f"at RIP {self._guest_rip:#x}"]
+        details = [f"at RIP {info.guest_rip:#x}"]
         if info.qualification:
             details.append(f"exit qualification {info.qualification:#x}{self._decoded()}")
         if info.reason in _ARTICLE_EXITS:

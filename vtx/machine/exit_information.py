@@ -41,6 +41,8 @@ class ExitInformation:
         The instruction completed: the saved RIP references the next one.
     exit_reason_bits : int
         Further bits of the exit-reason field (31 failed entry, 27 enclave, 26 bus lock ...).
+    guest_rip : int
+        RIP as the guest-state area got it; filled in by the exit, for messages.
     check : str or None
         Id of the VM-entry check that a failed entry broke; for messages, not recorded.
     """
@@ -59,4 +61,5 @@ class ExitInformation:
     resume_flag: int | None = None
     trap: bool = False
     exit_reason_bits: int = 0
+    guest_rip: int = 0
     check: str | None = None

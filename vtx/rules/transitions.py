@@ -17,16 +17,10 @@ from vtx.machine.exit_information import ExitInformation
 from vtx.machine.registers import Cr0, Cr4, Interruptibility, Rflags
 from vtx.rules.transitions_abort import AbortIndicator, VmxAbort, vmx_abort
 from vtx.rules.transitions_context import enter_root
+from vtx.rules.transitions_guest import load_guest, save_guest
+from vtx.rules.transitions_host import load_host
 from vtx.rules.transitions_msrs import load_at_exit, store_at_exit
-from vtx.rules.transitions_state import (
-    Synced,
-    exchange_for_guest,
-    exchange_for_host,
-    load_guest,
-    load_host,
-    save_guest,
-    synced,
-)
+from vtx.rules.transitions_synced import Synced, exchange_for_guest, exchange_for_host, synced
 
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
@@ -167,6 +161,7 @@ def _log_exit(processor: Processor, values: dict[int, int], info: ExitInformatio
     injected = values[_INJECTED]
     events = processor.events
     reason = info.reason
+    rip = info.guest_rip = processor.regs.rip
     # As ExitRecord(...) would make it, without the call in Python that a named tuple has.
     record = tuple.__new__(
         ExitRecord,
@@ -176,7 +171,7 @@ def _log_exit(processor: Processor, values: dict[int, int], info: ExitInformatio
             processor.steps,
             reason,
             info.qualification,
-            processor.regs.rip,
+            rip,
             info.guest_physical_address,
             injected if injected & _VALID else 0,
         ),

@@ -16,13 +16,15 @@ from typing import NamedTuple
 from vtx.facts.controls import Entry, Exit1, Exit2
 from vtx.facts.fields import Field, mask
 from vtx.facts.msrs import Msr
-from vtx.machine.registers import SEGMENT_NAMES, Registers, SystemRegisters
+from vtx.machine.registers import SEGMENT_NAMES, Cr0, Registers, SystemRegisters
 
 __all__ = [
     "ALWAYS",
     "BANK",
     "CONDITIONAL",
+    "CR0_KEPT",
     "GUEST_FIELDS",
+    "HOST_DR7",
     "HOST_FIELDS",
     "PLAN_FIELDS",
     "SUPPORTED",
@@ -245,6 +247,12 @@ CONDITIONAL: tuple[Conditional, ...] = (
     ),
     *map(_fred, ("CONFIG", "RSP1", "RSP2", "RSP3", "STKLVLS", "SSP1", "SSP2", "SSP3")),
 )
+
+#: CR0: ET, reserved bits 15:6, 17 and 28:19, NW and CD are the processor's own: VM entry does not
+#: load them, and VM exit does not either (nor 63:32, which are always 0).
+CR0_KEPT = Cr0.ET | Cr0.NW | Cr0.CD | 0x1FFA_FFC0
+#: What a VM exit puts into DR7.
+HOST_DR7 = 0x400
 
 #: The controls that decide a plan.
 PLAN_FIELDS = frozenset(

@@ -22,7 +22,7 @@ from vtx.rules.injection import inject
 from vtx.rules.transitions import entry_failure, load_guest_state
 from vtx.rules.transitions_context import leave_root
 from vtx.rules.transitions_msrs import load_at_entry
-from vtx.rules.transitions_state import Synced
+from vtx.rules.transitions_synced import Synced
 from vtx.rules.vmx_conditions import without_vmx_instructions
 from vtx.rules.vmx_outcomes import (
     fail_invalid,
