@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from hypothesis import assume, given
@@ -91,7 +92,8 @@ def test_cr2_and_cr3(bench: Bench) -> None:
 # MOV to CR0.
 
 
-@given(mask=U64, changed=st.sets(st.sampled_from(CR0_FLAGS)), high=st.sampled_from([0, 1 << 32, 1 << 63]),
+@given(mask=U64, changed=st.sets(st.sampled_from(CR0_FLAGS)),
+       high=st.sampled_from([0, 1 << 32, 1 << 63]),
        unrestricted=st.booleans())  # fmt: skip
 def test_mov_to_cr0(
     bench: Bench, mask: int, changed: set[Cr0], high: int, unrestricted: bool
@@ -178,7 +180,7 @@ def test_another_address_space_is_seen_at_once(bench: Bench) -> None:
     processor = bench()
     memory = processor.memory
     tables = [0x60_0000 + 0x1000 * n for n in range(3)]
-    for table, following in zip(tables, tables[1:], strict=False):
+    for table, following in pairwise(tables):
         memory.write_u64(GUEST + table, following | 7)
     memory.write_u64(GUEST + tables[2], 0x80_0000 | 0x87)
     execution(processor, "mov rax, 5")
@@ -225,8 +227,8 @@ def test_mov_to_cr4(bench: Bench, mask: int, changed: set[Cr4], beyond: bool, pc
 # CR8 and the TPR shadow.
 
 
-@given(value=st.one_of(st.integers(0, 15), U64), old=st.integers(0, 0xFF), threshold=st.integers(0, 15),
-       shadow=st.booleans())  # fmt: skip
+@given(value=st.one_of(st.integers(0, 15), U64), old=st.integers(0, 0xFF),
+       threshold=st.integers(0, 15), shadow=st.booleans())  # fmt: skip
 def test_mov_to_cr8(bench: Bench, value: int, old: int, threshold: int, shadow: bool) -> None:
     """Under a TPR shadow the priority goes to VTPR, and falling below the threshold exits."""
     page = bench.page(0)

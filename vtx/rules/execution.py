@@ -76,6 +76,7 @@ def execute(processor: Processor, instruction: Instruction) -> ExitInformation |
     effect = EFFECTS.get(name)
     if effect is None:
         raise NotSupported(f"{name} has no effect that the machine could model without a VM exit")
+    processor.apic_write = None
     exits = effect(processor, instruction)
     if processor.apic_write is not None:
         exits = apic_write(processor, processor.apic_write)
