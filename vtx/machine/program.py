@@ -333,6 +333,7 @@ class Cursor:
     """
 
     __slots__ = (
+        "_operation",
         "address",
         "error_code_bytes",
         "index",
@@ -356,16 +357,12 @@ class Cursor:
         self.record = 0
         self.reached = False
         self.iterations: dict[int, int] = {}
+        self._operation: Instruction | Stream | None = None
         self._settle()
 
     def current(self) -> Instruction | Stream | None:
         """Return the operation that executes next, or None at the end of the program."""
-        operations = self.program.operations
-        if self.index >= len(operations):
-            return None
-        operation = operations[self.index]
-        assert not isinstance(operation, Loop)
-        return operation
+        return self._operation
 
     def advance(self) -> None:
         """Step over the current operation, round a loop where one ends."""
@@ -380,12 +377,19 @@ class Cursor:
         self.iterations.clear()
         self._settle()
 
+    def replace_program(self, program: Program) -> None:
+        """Continue in another program at the same operation."""
+        self.program = program
+        self._settle()
+
     def _settle(self) -> None:
         """Pass over loop ends, and open a stream at its first record."""
-        operations = self.program.operations
-        while self.index < len(operations) and isinstance(
-            operation := operations[self.index], Loop
-        ):
+        operations, count = self.program.operations, len(self.program.operations)
+        operation: Operation | None = None
+        while self.index < count:
+            operation = operations[self.index]
+            if not isinstance(operation, Loop):
+                break
             done = self.iterations.get(self.index, 0) + 1
             if done < operation.count:
                 self.iterations[self.index] = done
@@ -393,7 +397,9 @@ class Cursor:
             else:
                 self.iterations.pop(self.index, None)
                 self.index += 1
-        if self.index < len(operations):
-            operation = operations[self.index]
-            if isinstance(operation, Stream):
-                self.record = operation.start
+        else:
+            operation = None
+        assert not isinstance(operation, Loop)
+        if isinstance(operation, Stream):
+            self.record = operation.start
+        self._operation = operation

@@ -98,7 +98,9 @@ def _begin(cursor: Cursor, rip: int) -> None:
         return
     program = cursor.program
     operations = place(program.operations, rip)
-    cursor.program = Program(operations, program.handlers, program.demand_paging, program.name)
+    cursor.replace_program(
+        Program(operations, program.handlers, program.demand_paging, program.name)
+    )
 
 
 def jump(cursor: Cursor, rip: int) -> None:

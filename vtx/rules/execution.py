@@ -84,5 +84,7 @@ def execute(processor: Processor, instruction: Instruction) -> ExitInformation |
     if name not in _TRANSFERS and (exits is None or exits.trap):
         regs = processor.regs
         rip = regs.rip + instruction.length
-        regs.rip = rip & MASK64 if regs.in_64bit_mode else rip & MASK32
+        if rip > MASK32:
+            rip &= MASK64 if regs.in_64bit_mode else MASK32
+        regs.rip = rip
     return exits

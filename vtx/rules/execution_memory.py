@@ -156,10 +156,14 @@ def _virtualization_exception(processor: Processor, walk: Walk) -> GuestFault:
 
 def _reach(processor: Processor, linear: int, size: int, kind: int, delivery: bool) -> int:
     """Return the host-physical address of an access within one page, the APIC's included."""
-    address = translate(processor, linear, kind, delivery=delivery)
+    walk = processor.mmu.translate(processor.context, linear, kind)
+    if not walk.ok:
+        raise stopped(processor, walk, delivery=delivery)
+    address = walk.hpa
     vmcs = processor.vmcs
     assert vmcs is not None
-    if address & ~0xFFF != page(vmcs):
+    apic = page(vmcs)
+    if apic is None or address & ~0xFFF != apic:
         return address
     place = virtualized(processor, linear, size, kind, delivery=delivery)
     if isinstance(place, ExitInformation):
@@ -171,6 +175,8 @@ def _pages(
     processor: Processor, linear: int, size: int, kind: int, delivery: bool
 ) -> list[tuple[int, int]]:
     """Return the host-physical pieces (address, bytes) of an access, translated before it."""
+    if linear & 0xFFF <= _PAGE - size:
+        return [(_reach(processor, linear, size, kind, delivery), size)]
     width = MASK64 if processor.regs.in_64bit_mode else MASK32
     linear &= width
     first = min(size, _PAGE - linear % _PAGE)
@@ -186,7 +192,10 @@ def access(processor: Processor, linear: int, size: int, kind: int) -> None:
 
     Raises as :func:`translate`.
     """
-    _pages(processor, linear, size, kind, delivery=False)
+    if linear & 0xFFF <= _PAGE - size:
+        _reach(processor, linear, size, kind, delivery=False)
+    else:
+        _pages(processor, linear, size, kind, delivery=False)
 
 
 def read(

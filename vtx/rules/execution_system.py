@@ -194,7 +194,7 @@ def invlpg(processor: Processor, instruction: Instruction) -> None:
 def invpcid(processor: Processor, instruction: Instruction) -> None:
     """INVPCID."""
     regs = processor.regs
-    kind = register(regs, instruction.operands["type"])
+    kind = register(regs, instruction.operands["register"])
     if not regs.in_64bit_mode:
         kind &= MASK32
     descriptor = read(processor, operand_address(regs, instruction.operands), 16)
