@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vtx.bits import bit
 from vtx.errors import GuestFault, NotSupported
 from vtx.machine.registers import AccessRights, Efer, Rflags, Segment
-from vtx.rules.execution_context import is_linear_address, refresh
+from vtx.rules.execution_context import is_linear_address, refresh_privilege
 from vtx.rules.execution_memory import read, write
 from vtx.rules.injected import EventType
 
@@ -115,13 +115,14 @@ def through_idt(processor: Processor, event: Event, rf: int) -> None:
     _mark_accessed(processor, code)
     regs.rsp = stack - len(frame)
     regs.rip = gate.offset
-    regs.cs = code.segment(gate.selector & ~3 | new_cpl)
+    segments = {"cs": code.segment(gate.selector & ~3 | new_cpl)}
     if new_cpl != cpl:
-        regs.ss = Segment(new_cpl, 0, 0, _NULL_SS_RIGHTS | new_cpl << 5)
+        segments["ss"] = Segment(new_cpl, 0, 0, _NULL_SS_RIGHTS | new_cpl << 5)
+    regs.system = regs.system._replace(**segments)
     regs.rflags &= ~_CLEARED
     if gate.kind == _INTERRUPT_GATE:
         regs.rflags &= ~Rflags.IF
-    refresh(processor)
+    refresh_privilege(processor)
 
 
 def _checked_gate(processor: Processor, event: Event) -> _Gate:

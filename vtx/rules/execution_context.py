@@ -15,7 +15,7 @@ from vtx.machine.registers import Cr4
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
 
-__all__ = ["is_linear_address", "refresh"]
+__all__ = ["is_linear_address", "refresh", "refresh_privilege"]
 
 
 def is_linear_address(processor: Processor, address: int) -> bool:
@@ -39,3 +39,10 @@ def refresh(processor: Processor) -> None:
     context.pkrs = regs.msrs.get(Msr.IA32_PKRS, 0)
     if regs.uses_pae_paging:
         context.pdptes = regs.pdptes
+
+
+def refresh_privilege(processor: Processor) -> None:
+    """Copy what events and returns change: the privilege level, and RFLAGS for its AC flag."""
+    regs, context = processor.regs, processor.context
+    context.cpl = regs.cpl
+    context.rflags = regs.rflags

@@ -12,7 +12,7 @@ from vtx.facts.exits import ExitReason
 from vtx.machine.registers import Efer, Interruptibility, Rflags, Segment
 from vtx.rules.delivery import Event, exception, fault_event, hand_over
 from vtx.rules.delivery_idt import Descriptor, read_descriptor
-from vtx.rules.execution_context import is_linear_address, refresh
+from vtx.rules.execution_context import is_linear_address, refresh_privilege
 from vtx.rules.execution_data import push_value
 from vtx.rules.execution_memory import ExitTaken, read, read_u64
 from vtx.rules.exiting_faults import GP, NP, SS, UD
@@ -142,11 +142,10 @@ def _return(processor: Processor, skipped: int) -> None:
     stack = _return_stack_segment(processor, ss, new_cpl, code)
     _load_flags(processor, rflags, iopl_too=not regs.cpl)
     regs.rip, regs.rsp = rip, rsp
-    regs.cs = code.segment(cs)
-    regs.ss = stack
+    regs.system = regs.system._replace(cs=code.segment(cs), ss=stack)
     if new_cpl > 0:
         _drop_privileged_segments(processor, new_cpl)
-    refresh(processor)
+    refresh_privilege(processor)
 
 
 def _return_code_segment(processor: Processor, selector: int) -> Descriptor:
@@ -219,7 +218,7 @@ def popf(processor: Processor, instruction: Instruction) -> None:
     value = read_u64(processor, regs.rsp)
     _load_flags(processor, value & ~Rflags.RF, iopl_too=not regs.cpl)
     regs.rsp = regs.rsp + 8 & MASK64
-    refresh(processor)
+    refresh_privilege(processor)
 
 
 def call(processor: Processor, instruction: Instruction) -> None:
