@@ -46,12 +46,11 @@ enum {
 typedef struct {
     uint64_t root;
     uint64_t address_mask;
-    uint64_t reserved_table[6]; /* by level: bits that must be 0 in an entry that names a table */
-    uint64_t reserved_leaf[6];
     uint64_t present_mask;
-    uint8_t leaf_levels; /* bit n: an entry of level n with bit 7 maps a page */
-    uint8_t levels;      /* 0: EPT is off */
-    uint8_t flags;       /* accessed and dirty flags are on */
+    uint64_t leaf_mask[6];   /* by level: an entry with one of these bits maps a page */
+    uint64_t reserved[2][6]; /* bits that must be 0 in an entry that names a table (0), a page (1) */
+    uint8_t levels;          /* 0: EPT is off */
+    uint8_t flags;           /* accessed and dirty flags are on */
     uint8_t execute_only, mode_based, advanced;
 } ept_mode;
 
@@ -61,7 +60,8 @@ typedef struct {
     uint64_t hpa;       /* when done: the translation */
     uint64_t leaf;
     uint32_t rights; /* AND of bits R, W, X, XU over the entries used */
-    uint8_t level, shift;
+    uint32_t level;  /* of the entry at entry_hpa */
+    uint32_t shift;  /* when done: log2 of the page size */
 } ept_walk;
 
 enum ept_step { EPT_DESCEND, EPT_DONE, EPT_NOT_PRESENT, EPT_MALFORMED };
@@ -73,9 +73,57 @@ static inline uint64_t ept_entry_address(uint64_t table, uint64_t gpa, unsigned 
 }
 
 /* Start a walk; EPT_NOT_PRESENT if the address is wider than the walk translates. */
-enum ept_step ept_begin(const ept_mode *mode, ept_walk *walk, uint64_t gpa);
+static inline enum ept_step ept_begin(const ept_mode *mode, ept_walk *walk, uint64_t gpa) {
+    walk->gpa = gpa;
+    walk->leaf = 0;
+    walk->level = mode->levels;
+    walk->rights = EPT_R | EPT_W | EPT_X | EPT_XU;
+    walk->entry_hpa = ept_entry_address(mode->root, gpa, mode->levels);
+    /* "EPT Translation Mechanism": 4-level EPT translates 48 bits; a wider address is a violation,
+     * as if an entry were not present. */
+    return mode->levels == 4 && gpa >> 48 ? EPT_NOT_PRESENT : EPT_DESCEND;
+}
+
+/* "EPT Misconfigurations", rights: write without read; execute without read where the processor has
+ * no execute-only translations. */
+static inline int ept_rights_malformed(const ept_mode *mode, uint64_t entry) {
+    if (entry & EPT_R)
+        return 0;
+    if (entry & EPT_W)
+        return 1;
+    const uint64_t execute = EPT_X | (mode->mode_based ? EPT_XU : 0u);
+    return (entry & execute) && !mode->execute_only;
+}
+
+/* Memory types: 0 UC, 1 WC, 4 WT, 5 WP, 6 WB; 2, 3 and 7 are reserved. */
+static inline int ept_type_malformed(uint64_t entry) {
+    return 0x8C >> (entry >> EPT_TYPE_SHIFT & 7) & 1;
+}
+
 /* Use the entry at walk->entry_hpa. */
-enum ept_step ept_use(const ept_mode *mode, ept_walk *walk, uint64_t entry);
+static inline enum ept_step ept_use(const ept_mode *mode, ept_walk *walk, uint64_t entry) {
+    const unsigned level = walk->level;
+    /* "If bits 2:0 are all 0 (and bit 10, with mode-based execute control), the entry is not
+     * present": an EPT violation, and nothing else in the entry is looked at. */
+    if (!(entry & mode->present_mask))
+        return EPT_NOT_PRESENT;
+    const int leaf = (entry & mode->leaf_mask[level]) != 0;
+    if (ept_rights_malformed(mode, entry) || (entry & mode->reserved[leaf][level]))
+        return EPT_MALFORMED;
+    walk->rights &= (uint32_t)entry;
+    if (!leaf) {
+        walk->level = level - 1;
+        walk->entry_hpa = ept_entry_address(entry & mode->address_mask, walk->gpa, level - 1);
+        return EPT_DESCEND;
+    }
+    if (ept_type_malformed(entry))
+        return EPT_MALFORMED;
+    walk->leaf = entry;
+    walk->shift = 3 + 9 * level;
+    const uint64_t offset = (1ull << walk->shift) - 1;
+    walk->hpa = (entry & mode->address_mask & ~offset) | (walk->gpa & offset);
+    return EPT_DONE;
+}
 
 /* The rights that an access needs, in terms of entry bits: what `ept_walk.rights` must hold. */
 uint32_t ept_needs(const ept_mode *mode, uint32_t qualification_access, int user_linear);

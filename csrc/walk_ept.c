@@ -6,7 +6,7 @@
 typedef struct {
     uint64_t address[6], value[6];
     uint32_t rights[6]; /* AND down to this level */
-    uint8_t top;        /* level of the first entry read */
+    unsigned top;       /* level of the first entry read */
 } ept_path;
 
 /* Start at the deepest table that an EPT paging-structure cache knows. */
@@ -20,7 +20,7 @@ static void ept_skip(walker *w, ept_walk *e) {
             cache_find(cache, cache_tag(e->gpa, 3 + 9 * level, mmu->physical_space));
         if (!hit)
             continue;
-        e->level = (uint8_t)(level - 1);
+        e->level = level - 1;
         e->rights = hit->rights;
         e->entry_hpa = ept_entry_address(hit->base, e->gpa, level - 1);
         mmu->counters.ept_cache_hits[level]++;
@@ -102,36 +102,40 @@ uint32_t walk_violation(walker *w, const ept_walk *e, uint32_t access, int compl
 }
 
 /* Descend through the EPT paging structures. */
-static uint32_t ept_descend(walker *w, ept_walk *e, ept_path *path, uint32_t access) {
+static uint32_t ept_descend(walker *w, ept_walk *result, ept_path *path, uint32_t access) {
     vtx_mmu *mmu = w->mmu;
-    enum ept_step step = ept_begin(&mmu->ept, e, e->gpa);
+    const ept_mode *mode = &mmu->ept;
+    ept_walk e; /* not *result: what no pointer reaches stays in registers */
+    uint64_t value = 0;
+    enum ept_step step = ept_begin(mode, &e, result->gpa);
     if (step == EPT_NOT_PRESENT)
-        return walk_violation(w, e, access, 0);
-    if (w->caches)
-        ept_skip(w, e);
-    path->top = e->level;
-    for (;;) {
-        const unsigned level = e->level;
-        const uint64_t address = e->entry_hpa;
+        return walk_violation(w, result, access, 0);
+    if (w->caches) {
+        ept_walk skipped = e;
+        ept_skip(w, &skipped);
+        e = skipped;
+    }
+    path->top = e.level;
+    while (step == EPT_DESCEND) {
+        const unsigned level = e.level;
+        const uint64_t address = e.entry_hpa;
         if (!mem_holds(mmu->memory, address, 8))
             return walk_stop_beyond(w, address);
-        const uint64_t value = mem_load64(mmu->memory, address);
+        value = mem_load64(mmu->memory, address);
         mmu->counters.ept_references[level]++;
-        walk_note(w, VTX_EPT, level, VTX_READ, address, e->gpa, value);
-        w->out->ept_entry = value;
-        w->out->ept_level = (uint8_t)level;
-        step = ept_use(&mmu->ept, e, value);
-        /* Entry by entry: not present is a violation, malformed a misconfiguration. */
-        if (step == EPT_NOT_PRESENT)
-            return walk_violation(w, e, access, 0);
-        if (step == EPT_MALFORMED)
-            return walk_stop_ept(w, VTX_EPT_MISCONFIGURATION, e->gpa);
+        walk_note(w, VTX_EPT, level, VTX_READ, address, e.gpa, value);
+        step = ept_use(mode, &e, value);
         path->address[level] = address;
         path->value[level] = value;
-        path->rights[level] = e->rights;
-        if (step == EPT_DONE)
-            return VTX_OK;
+        path->rights[level] = e.rights;
     }
+    *result = e;
+    w->out->ept_entry = value;
+    w->out->ept_level = (uint8_t)e.level;
+    /* Entry by entry: not present is a violation, malformed a misconfiguration. */
+    if (step == EPT_NOT_PRESENT)
+        return walk_violation(w, result, access, 0);
+    return step == EPT_MALFORMED ? walk_stop_ept(w, VTX_EPT_MISCONFIGURATION, e.gpa) : VTX_OK;
 }
 
 /* Does the nested TLB know this guest-physical address, with the rights that are needed? */
@@ -195,7 +199,8 @@ uint32_t walk_gpa(walker *w, uint64_t gpa, uint32_t access, int user_linear, gpa
         if (status)
             return status;
     }
-    *out = (gpa_translation){.hpa = e.hpa, .leaf = e.leaf, .rights = e.rights, .shift = e.shift};
+    *out = (gpa_translation){
+        .hpa = e.hpa, .leaf = e.leaf, .rights = e.rights, .shift = (uint8_t)e.shift};
     if (w->caches)
         ept_remember(w, &e, &path);
     if (nested)

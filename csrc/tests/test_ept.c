@@ -13,7 +13,7 @@ static ept_mode mode_of(uint64_t capabilities, uint64_t eptp, uint32_t controls)
 }
 
 static enum ept_step use(const ept_mode *mode, unsigned level, uint64_t entry) {
-    ept_walk walk = {.level = (uint8_t)level, .rights = 0x407};
+    ept_walk walk = {.level = level, .rights = 0x407};
     return ept_use(mode, &walk, entry);
 }
 
