@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from vtx.facts.controls import Entry
 from vtx.facts.fields import FIELDS, Field
 from vtx.hypervisor.dumps.labels import CONTROL, GUEST, Special
 from vtx.hypervisor.dumps.model import Dump, Unreadable, Verdict
@@ -192,10 +193,11 @@ class _Builder:
         lines = [item.line for item in run.items]
         self.dump = Dump(form, run.label, min(lines), max(lines), tangled=tangled)
         self.items = run.items
-        self.old = any(item.row and item.row.old and item.values for item in run.items)
+        self.old = any(item.row and item.row.old for item in run.items)
         self.given: dict[Field, int] = {}
         self.status: dict[str, tuple[int, int]] = {}
         self.area = ""
+        self.efer: tuple[int, int] | None = None
         self.dump.verdict = run.verdict or Verdict()
 
     def build(self) -> Dump:
@@ -210,8 +212,22 @@ class _Builder:
         if self.status.keys() == {"svi", "rvi"}:
             (svi, line), (rvi, _) = self.status["svi"], self.status["rvi"]
             self._set(Field.GUEST_INTERRUPT_STATUS, svi << 8 | rvi, line)
+        self._set_efer()
         self._drop_contradictions()
         return self.dump
+
+    def _set_efer(self) -> None:
+        """Tell whether "EFER=" of KVM is the field: it is if VM entry loads it.
+
+        Otherwise "(effective)" or "(autoload)" stood behind it, and a cut line has lost that.
+        """
+        if self.efer is None:
+            return
+        value, line = self.efer
+        if self.dump.values.get(Field.VM_ENTRY_CONTROLS, 0) & Entry.LOAD_IA32_EFER:
+            self._set(Field.GUEST_IA32_EFER, value, line)
+        else:
+            self.dump.effective_efer = value
 
     def _place(self, index: int, item: Item) -> int | None:
         """Return which of its places an item stands in; None if that cannot be told."""
@@ -219,8 +235,8 @@ class _Builder:
             return 0
         if self.dump.tangled:
             return None
-        if item.row and item.row.word == "RSP" and not self.old:
-            return 0  # only Xen up to 4.5 puts the host's RSP first
+        if item.row and item.row.word == "RSP":
+            return 1 if self.old else 0 if self.dump.form == "kvm" else None
         low = _reach(self.items[:index])
         ahead = (rank for later in self.items[index + 1 :] if (rank := _definite(later)))
         high = next(ahead, CONTROL + 99)
@@ -254,6 +270,8 @@ class _Builder:
             self.status[target.name] = (value, line)
         elif target.name == "effective_efer":
             self.dump.effective_efer = value
+        elif target.name == "efer":
+            self.efer = (value, line)
 
     def _set(self, field_: Field, value: int, line: int) -> None:
         known = self.dump.values.get(field_)

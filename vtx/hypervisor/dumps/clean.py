@@ -17,11 +17,11 @@ __all__ = ["Line", "clean", "streams"]
 _QUOTE = r"(?:[>|]\s?)+"
 _SECONDS = r"\[\s*(?P<seconds>\d+\.\d+)(?:\s*,\s*\d+)?\]"
 _TASK = r"\[\s*(?P<task>[TC]\d+)\]"
-_ISO = r"\d{4}-\d\d-\d\d[T ](?P<clock_iso>\d\d:\d\d:\d\d)(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?:?(?=\s)"
-_SYSLOG = r"\w{3}\s+\d{1,2}\s+(?:\d{4}\s+)?(?P<clock_log>\d\d:\d\d:\d\d)(?:\.\d+)?(?=\s)"
-_PROGRAM = r"(?:\S+\s+)?(?:kernel|xen|QEMU|qemu-\S+?|kvm|libvirtd)(?:\[\d+\])?:(?=\s)"
+_ISO = r"\d{4}-\d\d-\d\d[T ](?P<clock_iso>\d\d:\d\d:\d\d)(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?:?(?=\s|\Z)"
+_SYSLOG = r"\w{3}\s+\d{1,2}\s+(?:\d{4}\s+)?(?P<clock_log>\d\d:\d\d:\d\d)(?:\.\d+)?(?=\s|\Z)"
+_PROGRAM = r"(?:\S+\s+)?(?:kernel|xen|QEMU|qemu-\S+?|kvm|libvirtd)(?:\[\d+\])?:(?=\s|\Z)"
 _XEN_STAMP = r"\[\d{4}-\d\d-\d\d[ T](?P<clock_xen>\d\d:\d\d:\d\d)(?:\.\d+)?\]"
-_MODULE = r"kvm(?:_intel)?:(?=\s)"
+_MODULE = r"kvm(?:_intel)?:(?=\s|\Z)"
 # Prefixes, outermost first; they are taken off as long as one matches.
 _PREFIXES = tuple(
     re.compile(pattern)
@@ -68,16 +68,17 @@ class Line(NamedTuple):
         What is left of it.
     bare : bool
         It had no prefix but quotation marks: it may continue the line before.
-    task : str or None
-        The task (``T123``) or CPU (``C4``) that printed it.
+    source : str or None
+        Who printed it, as far as the prefixes say: the task (``T123``) or CPU (``C4``), and the
+        kind of time stamp; lines of two sources do not make up one dump.
     time : float or None
-        Seconds, on a clock that is the same throughout one kind of log.
+        Seconds, on the clock of that source.
     """
 
     number: int
     text: str
     bare: bool
-    task: str | None
+    source: str | None
     time: float | None
 
 
@@ -93,15 +94,15 @@ def _decoded(text: str) -> str:
     return text.replace("\x00", "").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _seconds(found: dict[str, str | None]) -> float | None:
-    """Return the time that a prefix gives, if any."""
+def _stamp(found: dict[str, str | None]) -> tuple[str, float] | None:
+    """Return the kind of time stamp in a prefix and its time in seconds, if there is one."""
     for name in _STAMPS:
         if value := found.get(name):
-            return float(value)
+            return name, float(value)
     for name in _CLOCKS:
         if value := found.get(name):
             hours, minutes, seconds = value.split(":")
-            return int(hours) * 3600 + int(minutes) * 60 + int(seconds)
+            return name, int(hours) * 3600 + int(minutes) * 60 + int(seconds)
     return None
 
 
@@ -110,10 +111,12 @@ def _stripped(number: int, line: str) -> Line:
     usual = _USUAL.match(line)
     assert usual is not None, "every part of the pattern is optional"
     bare = not usual["log"]
-    task, time = None, None
+    task: str | None = None
+    stamp: tuple[str, float] | None = None
     if not bare:
         seconds = usual["seconds"]
-        task, time = usual["task"], float(seconds) if seconds else _seconds(usual.groupdict())
+        stamp = ("seconds", float(seconds)) if seconds else _stamp(usual.groupdict())
+        task = usual["task"]
     rest = line[usual.end() :]
     while rest and not _PLAIN.match(rest):
         match = next(filter(None, (prefix.match(rest) for prefix in _PREFIXES)), None)
@@ -123,10 +126,12 @@ def _stripped(number: int, line: str) -> Line:
         bare = bare and match.re is _PREFIXES[0]
         found = match.groupdict()
         task = found.get("task") or task
-        stamp = _seconds(found)
         # The kernel's own stamp says more than that of the log it was copied to.
-        time = stamp if stamp is not None else time
-    return Line(number, rest.strip(), bare, task, time)
+        stamp = _stamp(found) or stamp
+    if bare:
+        return Line(number, rest.strip(), True, None, None)
+    kind, time = stamp or ("", None)
+    return Line(number, rest.strip(), False, f"{task or ''}/{kind}", time)
 
 
 #: What nothing but the text of a dump begins with.
@@ -144,7 +149,7 @@ def clean(text: str) -> list[Line]:
         # Lines printed within one second often have the very same prefix.
         if like is not None and line.startswith(prefix) and _PLAIN.match(line, len(prefix)):
             rest = line[len(prefix) :].strip()
-            lines.append(Line(number, rest, like.bare, like.task, like.time))
+            lines.append(Line(number, rest, like.bare, like.source, like.time))
             continue
         like = _stripped(number, line)
         prefix = line[: line.find(like.text)]
@@ -153,13 +158,16 @@ def clean(text: str) -> list[Line]:
 
 
 def streams(lines: list[Line]) -> list[list[Line]]:
-    """Separate lines by the task that printed them, where the log says which one that was.
+    """Separate lines by who printed them.
 
-    Lines that do not say it belong to the task of the line before.
+    Where dumps have prefixes, a line without one is the rest of the line before; where they have
+    none, a line with a prefix is something else that was printed between theirs.
     """
-    by_task: dict[str | None, list[Line]] = {}
-    task: str | None = None
+    prefixed = [not line.text or _PLAIN.match(line.text) for line in lines if not line.bare]
+    continues = 2 * sum(map(bool, prefixed)) >= len(prefixed)
+    by_source: dict[str | None, list[Line]] = {}
+    source: str | None = None
     for line in lines:
-        task = line.task or (task if line.bare else None)
-        by_task.setdefault(task, []).append(line)
-    return list(by_task.values())
+        source = line.source or (source if continues else None)
+        by_source.setdefault(source, []).append(line)
+    return list(by_source.values())

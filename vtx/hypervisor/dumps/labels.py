@@ -109,12 +109,15 @@ class Row:
         Its values, in order.
     old : bool
         Only Xen up to 4.5 prints it so.
+    undivided : bool
+        A part of it alone could be something else.
     """
 
     word: str
     ranks: tuple[int, ...]
     parts: tuple[Part, ...]
     old: bool = False
+    undivided: bool = False
 
     @cached_property
     def whole(self) -> re.Pattern[str]:
@@ -146,9 +149,9 @@ def _value(label: str, *targets: F | Special, low: int = 0, **more: Any) -> Part
     return Part(label, targets, low or high, high, **more)
 
 
-def _row(word: str, ranks: int | tuple[int, ...], *parts: Part, old: bool = False) -> None:
+def _row(word: str, ranks: int | tuple[int, ...], *parts: Part, **more: bool) -> None:
     ranks = (ranks,) if isinstance(ranks, int) else ranks
-    _rows.append(Row(word, ranks, parts, old))
+    _rows.append(Row(word, ranks, parts, **more))
 
 
 def _simple(text: str, rank: int, field: F | Special, prefix: str = "", low: int = 0) -> None:
@@ -188,15 +191,22 @@ _row(
 for _n in range(4):
     for _name in ("PDPTR", "PDPTE"):
         _simple(f"{_name}{_n}", GUEST + 5, F[f"GUEST_PDPTE{_n}"], _X)
-_PAREN = r"(?:\s*\(0x[0-9a-f]{8,16}\))?"
-_row(
+_row(  # Xen prints the saved registers in parentheses behind those of the VMCS
     "RSP",
-    (GUEST + 6, HOST + 1),  # Xen up to 4.5 prints the host's in this order, too
-    _value(_label("RSP", _X), F.GUEST_RSP, F.HOST_RSP),
-    _value(rf"{_PAREN}{_THEN}{_label('RIP', _X)}", F.GUEST_RIP, F.HOST_RIP),
+    GUEST + 6,
+    _value(_label("RSP", _X), F.GUEST_RSP),
+    _value(rf"\s*\(0x[0-9a-f]{{16}}\){_THEN}{_label('RIP', _X)}", F.GUEST_RIP),
+    undivided=True,
 )
-for _low, _old in ((8, False), (16, True)):
-    _row("RFLAGS", GUEST + 7, _value(_label("RFLAGS", _X), F.GUEST_RFLAGS, low=_low, old=_old))
+_row(  # the guest's in a dump of KVM, the host's in one of Xen up to 4.5
+    "RSP",
+    (GUEST + 6, HOST + 1),
+    _value(_label("RSP", _X), F.GUEST_RSP, F.HOST_RSP),
+    _value(rf"{_THEN}{_label('RIP', _X)}", F.GUEST_RIP, F.HOST_RIP),
+    undivided=True,
+)
+_row("RFLAGS", GUEST + 7, _value(_label("RFLAGS", _X), F.GUEST_RFLAGS))
+_row("RFLAGS", GUEST + 7, Part(_label("RFLAGS", _X), (F.GUEST_RFLAGS,), 8, 8, old=False))
 _simple("DR7", GUEST + 8, F.GUEST_DR7, _X)
 _row(
     "Sysenter",
@@ -236,7 +246,12 @@ _row(  # what KVM loads by other means than the field
 _row(
     "EFER",
     (GUEST + 24, HOST + 9),
-    _value(_label("EFER", _X), F.GUEST_IA32_EFER, F.HOST_IA32_EFER),
+    _value(r"EFER=\s*0x", Special("efer"), F.HOST_IA32_EFER),
+)
+_row(
+    "EFER",
+    (GUEST + 24, HOST + 9),
+    _value(r"EFER\s+=\s*0x", F.GUEST_IA32_EFER, F.HOST_IA32_EFER),
 )
 _row("EFER", GUEST + 24, _value(r"EFER\(VMCS\)\s*=\s*0x", F.GUEST_IA32_EFER))
 _row("EFER", GUEST + 24, _value(r"EFER\(MSR\s+LL\)\s*=\s*0x", Special("effective_efer")))
@@ -262,7 +277,8 @@ for _text, _rank, _field in (
     ("ActivityState", GUEST + 33, F.GUEST_ACTIVITY_STATE),
 ):
     _row(_text, _rank, _value(rf"{_text}\s+=\s+", _field))
-    _row(_text, _rank, _value(f"{_text}=", _field, low=4), old=True)
+    # At most 4 digits: 8 of the 32 bits are in use, and a longer value could be a broken one.
+    _row(_text, _rank, Part(f"{_text}=", (_field,), 4, 4), old=True)
 _simple("InterruptStatus", GUEST + 34, F.GUEST_INTERRUPT_STATUS)
 _CET = (GUEST + 38, HOST + 14, CONTROL + 60)  # the third place: as first posted
 
@@ -293,6 +309,7 @@ _row(
     HOST + 1,
     _value(_label("RIP", _X), F.HOST_RIP),
     _value(rf"{_SYMBOL}{_THEN}{_label('RSP', _X)}", F.HOST_RSP),
+    undivided=True,
 )
 for _order in ("CS SS DS ES FS GS TR", "CS DS ES FS GS SS TR"):
     _list(HOST + 2, *((name, F[f"HOST_{name}_SELECTOR"]) for name in _order.split()))

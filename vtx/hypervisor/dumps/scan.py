@@ -19,7 +19,7 @@ from vtx.hypervisor.dumps.model import MsrEntry, Verdict
 
 __all__ = ["Item", "Value", "scan"]
 
-_WORD = re.compile(r"(?<![\w.])[A-Za-z_]\w*(?:-\w+)?")
+_WORD = re.compile(r"(?<![^\s,;:(>|*\"'])[A-Za-z_]\w*(?:-\w+)?")
 _TOKEN = re.compile(r"[0-9A-Za-z_]*")
 
 
@@ -159,6 +159,8 @@ def _piecewise(row: Row, text: _Text, position: int) -> _Reading | None:
         digits, position = token.group(), token.end()
         if not re.fullmatch(part.digits, digits):
             damaged.append((part, f"{digits!r} is not a whole value"))
+            if "=" not in part.label:
+                break  # in a table only the whole row tells which column a value is in
         elif text.may_be_cut(digits, part, position):
             damaged.append((part, "the input ends in the value"))
         else:
@@ -182,6 +184,9 @@ def _read_row(rows: tuple[Row, ...], text: _Text, position: int) -> _Found:
         return _Found(None, position)
     row, reading = best
     line = text.line_at(position)
+    if row.undivided:
+        why = "the line is not whole, and a part of it could be the guest's or the host's"
+        reading = _Reading([], [(part, why) for part in row.parts], reading.end)
     item = Item("row", line.number, line.time, row.ranks, row, reading.values, reading.damaged)
     return _Found(item, reading.end)
 
@@ -353,6 +358,10 @@ _READERS: dict[str, _Reader] = {
 }
 
 
+#: Where the input begins with one of these, it may be the rest of a longer word: LDTR.
+_ENDS_OF_WORDS = frozenset({"TR"})
+
+
 def _read(word: str, text: _Text, position: int) -> _Found:
     """Read whatever begins with `word` at a position."""
     if word in _SECTIONS:
@@ -361,7 +370,8 @@ def _read(word: str, text: _Text, position: int) -> _Found:
             return found
     if reader := _READERS.get(word):
         return reader(text, position)
-    if rows := ROWS_BY_WORD.get(word):
+    rows = ROWS_BY_WORD.get(word)
+    if rows and not (position == 0 and word in _ENDS_OF_WORDS):
         return _read_row(rows, text, position)
     return _Found(None, position)
 
