@@ -342,6 +342,13 @@ def test_counting_by_reason():
     cpu.invept(2)
     cpu.invvpid(2)
     assert row[Event.INVALIDATION] == 2
+    assert row[Event.VMX_INSTRUCTION] == 0
+    cpu.vmptrst()
+    cpu.vmptrld(cpu.new_region())
+    cpu.vmclear(cpu.current_vmcs_pointer)
+    assert row[Event.VMX_INSTRUCTION] == 3
+    cpu.vmxoff()
+    assert row[Event.VMX_INSTRUCTION] == 4
 
 
 # ---- Invalidation, VM functions ------------------------------------------------------------------

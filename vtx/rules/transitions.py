@@ -103,7 +103,9 @@ def load_guest_state(processor: Processor) -> None:
     processor.preemption_timer = values[_TIMER_VALUE] if pin & _PREEMPTION_TIMER else None
     processor.monitor_armed = False
     processor.non_root = True
-    if not regs.in_ia32e_mode and regs.uses_pae_paging:
+    known = vmcs.synced
+    assert type(known) is Synced
+    if not known.plan.ia32e_guest and regs.uses_pae_paging:
         _load_guest_pdptes(processor, vmcs)
 
 

@@ -99,8 +99,7 @@ def invept(processor: Processor, kind: int, descriptor: Operand) -> ExitInformat
     if kind == _SINGLE_EPTP and not eptp_is_valid(processor, eptp):
         raise fail(processor, "INVEPT", _BAD_OPERAND, f"EPTP {eptp:#x} would fail VM entry")
     processor.mmu.invept(kind, eptp)
-    processor.events.count(Event.INVALIDATION)
-    succeed(processor)
+    succeed(processor, Event.INVALIDATION)
     return None
 
 
@@ -152,8 +151,7 @@ def invvpid(processor: Processor, kind: int, descriptor: Operand) -> ExitInforma
     vpid, linear = value & 0xFFFF, value >> 64
     _check_descriptor(processor, kind, value)
     processor.mmu.invvpid(kind, vpid, linear)
-    processor.events.count(Event.INVALIDATION)
-    succeed(processor)
+    succeed(processor, Event.INVALIDATION)
     return None
 
 

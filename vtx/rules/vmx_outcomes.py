@@ -36,9 +36,10 @@ _CF, _ZF = 1 << 0, 1 << 6
 _LENGTH = 3
 
 
-def succeed(processor: Processor) -> None:
-    """VMsucceed: clear the status flags."""
+def succeed(processor: Processor, event: Event = Event.VMX_INSTRUCTION) -> None:
+    """VMsucceed: clear the status flags; count the instruction as `event`."""
     processor.regs.rflags &= ~STATUS_FLAGS
+    processor.events.count(event)
 
 
 def fail_invalid(processor: Processor, instruction: str, why: str) -> VMfailInvalid:
