@@ -189,9 +189,9 @@ _row("invd", "invd", 13, "invalidate caches without writing them back",
 _row("xsetbv", "xsetbv", 55, "write an extended control register",
      ("xsetbv", "0F 01 D1"), xcr="ecx", value="edx:eax")
 _row("invept", "invept", 50, "invalidate translations derived from EPT",
-     ("invept type:r64, address:m", "66 0F 38 80 /r"), type="@type")
+     ("invept register:r64, address:m", "66 0F 38 80 /r"), type="@register")
 _row("invvpid", "invvpid", 53, "invalidate translations of a VPID",
-     ("invvpid type:r64, address:m", "66 0F 38 81 /r"), type="@type")
+     ("invvpid register:r64, address:m", "66 0F 38 81 /r"), type="@register")
 _row("vmclear", "vmclear", 19, "make a VMCS inactive",
      ("vmclear address:m", "66 0F C7 /6"))
 _row("vmlaunch", "vmlaunch", 20, "enter VMX non-root operation with a clear VMCS",
@@ -274,7 +274,7 @@ _row("outs", "ins_outs", 30, "write memory at DS:RSI to an I/O port",
 _row("invlpg", "invlpg", 14, "invalidate the translation of one page",
      ("invlpg address:m", "0F 01 /7"))
 _row("invpcid", "invpcid", 58, "invalidate translations of a PCID",
-     ("invpcid type:r64, address:m", "66 0F 38 82 /r"), type="@type")
+     ("invpcid register:r64, address:m", "66 0F 38 82 /r"), type="@register")
 _row("lgdt", "lgdt_lidt", 46, "load the GDTR",
      ("lgdt address:m", "0F 01 /2"))
 _row("lidt", "lgdt_lidt", 46, "load the IDTR",

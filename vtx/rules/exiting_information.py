@@ -202,7 +202,7 @@ def memory_operand(processor: Processor, instruction: Instruction) -> int:
 
 def inv_descriptor(processor: Processor, instruction: Instruction) -> int:
     """INVEPT, INVPCID, INVVPID: with the register that holds the type."""
-    return _memory(processor, instruction.operands) | instruction.operands["type"] << 28
+    return _memory(processor, instruction.operands) | instruction.operands["register"] << 28
 
 
 _DESCRIPTOR_TABLE = {"sgdt": 0, "sidt": 1, "lgdt": 2, "lidt": 3}
