@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from vtx.errors import InputError
 from vtx.facts.instructions import Form
 
-__all__ = ["MAX_INSTRUCTION_BYTES", "encoded_length", "has_memory_operand"]
+__all__ = ["MAX_INSTRUCTION_BYTES", "default_segment", "encoded_length", "has_memory_operand"]
 
 #: No instruction is longer (SDM, "Instruction Format").
 MAX_INSTRUCTION_BYTES = 15

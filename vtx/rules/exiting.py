@@ -342,12 +342,19 @@ BY_RULE: dict[str, ByRule] = {
     ),
 }
 
-#: Rows of the manual's lists that no step of a guest program can reach here, and why.
+#: Rows of the manual's lists that a guest program here cannot reach, or not in full, and why.
 OUT_OF_REACH = {
     "smi": "system-management mode is not modelled: under the dual-monitor treatment an SMI would "
     "exit to an SMM-transfer monitor, which has no place in the machine",
     "rsm": "only SMM can execute RSM; a guest's RSM raises #UD, which is what the model does",
-    "spp_related": "needs sub-page write permissions, which the page walker does not know yet",
+    "spp_related": "needs sub-page write permissions, which the page walker does not know",
+    "erets_eretu": "needs FRED event delivery; without CR4.FRED both raise #UD, as here",
+    "senduipi": "there is no user-interrupt target table: the notification IPI is never sent",
+    "guest_timer": "APIC-timer virtualization is not modelled: IA32_TSC_DEADLINE is a plain MSR",
+    "apic_write": "IPI virtualization is not modelled: a write to VICR that it could complete "
+    "exits as it does without the control",
+    "apic_access": "accesses of a recorded stream are translated in the core, which does not know "
+    "the APIC-access page; steps of a listing are checked",
 }
 
 
