@@ -43,6 +43,16 @@ _FIELD_ORDER = tuple(FIELDS)
 _VALUES = struct.Struct(f"<{len(_FIELD_ORDER)}Q")
 _MASKS: dict[int, int] = {field: mask(field) for field in _FIELD_ORDER}
 
+# The fields of the control words, under names that need no look-up in a class.
+_PIN = Field.PIN_BASED_CONTROLS
+_PROC1 = Field.PRIMARY_PROCESSOR_BASED_CONTROLS
+_PROC2 = Field.SECONDARY_PROCESSOR_BASED_CONTROLS
+_PROC3 = Field.TERTIARY_PROCESSOR_BASED_CONTROLS
+_EXIT1 = Field.VM_EXIT_CONTROLS
+_EXIT2 = Field.SECONDARY_VM_EXIT_CONTROLS
+_ENTRY = Field.VM_ENTRY_CONTROLS
+_VM_FUNCTIONS = Field.VM_FUNCTION_CONTROLS
+
 
 class Vmcs:
     """The data of one VMCS: every field by :class:`~vtx.facts.fields.Field`, and its state.
@@ -127,55 +137,55 @@ class Vmcs:
     @property
     def pin(self) -> int:
         """Pin-based VM-execution controls (:class:`~vtx.facts.controls.Pin`)."""
-        return self[Field.PIN_BASED_CONTROLS]
+        return self[_PIN]
 
     @property
     def proc1(self) -> int:
         """Primary processor-based controls (:class:`~vtx.facts.controls.Proc1`)."""
-        return self[Field.PRIMARY_PROCESSOR_BASED_CONTROLS]
+        return self[_PROC1]
 
     @property
     def proc2(self) -> int:
         """Secondary processor-based controls, 0 if not activated."""
-        if self[Field.PRIMARY_PROCESSOR_BASED_CONTROLS] & 0x8000_0000:
-            return self[Field.SECONDARY_PROCESSOR_BASED_CONTROLS]
+        if self[_PROC1] & 0x8000_0000:
+            return self[_PROC2]
         return 0
 
     @property
     def proc3(self) -> int:
         """Tertiary processor-based controls, 0 if not activated."""
-        if self[Field.PRIMARY_PROCESSOR_BASED_CONTROLS] & Proc1.ACTIVATE_TERTIARY_CONTROLS:
-            return self[Field.TERTIARY_PROCESSOR_BASED_CONTROLS]
+        if self[_PROC1] & Proc1.ACTIVATE_TERTIARY_CONTROLS:
+            return self[_PROC3]
         return 0
 
     @property
     def exit1(self) -> int:
         """Primary VM-exit controls (:class:`~vtx.facts.controls.Exit1`)."""
-        return self[Field.VM_EXIT_CONTROLS]
+        return self[_EXIT1]
 
     @property
     def exit2(self) -> int:
         """Secondary VM-exit controls, 0 if not activated."""
-        if self[Field.VM_EXIT_CONTROLS] & Exit1.ACTIVATE_SECONDARY_CONTROLS:
-            return self[Field.SECONDARY_VM_EXIT_CONTROLS]
+        if self[_EXIT1] & Exit1.ACTIVATE_SECONDARY_CONTROLS:
+            return self[_EXIT2]
         return 0
 
     @property
     def entry(self) -> int:
         """VM-entry controls (:class:`~vtx.facts.controls.Entry`)."""
-        return self[Field.VM_ENTRY_CONTROLS]
+        return self[_ENTRY]
 
     @property
     def vm_functions(self) -> int:
         """VM-function controls, 0 if "enable VM functions" is 0."""
         if self.proc2 & 0x2000:
-            return self[Field.VM_FUNCTION_CONTROLS]
+            return self[_VM_FUNCTIONS]
         return 0
 
     @property
     def ia32e_guest(self) -> bool:
         """Whether VM entry enters IA-32e mode."""
-        return bool(self[Field.VM_ENTRY_CONTROLS] & Entry.IA32E_MODE_GUEST)
+        return bool(self[_ENTRY] & Entry.IA32E_MODE_GUEST)
 
     # The region in memory.
 
