@@ -222,9 +222,11 @@ class Guest:
                 return exits
             exits = execute(processor, instruction)
         except GuestFault as fault:
+            processor.apic_write = None
             tick(processor)
             return exception(processor, fault_event(fault))
         except ExitTaken as taken:
+            processor.apic_write = None
             return taken.information
         if exits is None or exits.trap:
             self._complete(instruction, blocking, flags)

@@ -115,10 +115,10 @@ def through_idt(processor: Processor, event: Event, rf: int) -> None:
     _mark_accessed(processor, code)
     regs.rsp = stack - len(frame)
     regs.rip = gate.offset
-    segments = {"cs": code.segment(gate.selector & ~3 | new_cpl)}
+    ss = regs.ss
     if new_cpl != cpl:
-        segments["ss"] = Segment(new_cpl, 0, 0, _NULL_SS_RIGHTS | new_cpl << 5)
-    regs.system = regs.system._replace(**segments)
+        ss = Segment(new_cpl, 0, 0, _NULL_SS_RIGHTS | new_cpl << 5)
+    regs.system = regs.system._replace(cs=code.segment(gate.selector & ~3 | new_cpl), ss=ss)
     regs.rflags &= ~_CLEARED
     if gate.kind == _INTERRUPT_GATE:
         regs.rflags &= ~Rflags.IF

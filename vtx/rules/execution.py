@@ -76,11 +76,11 @@ def execute(processor: Processor, instruction: Instruction) -> ExitInformation |
     effect = EFFECTS.get(name)
     if effect is None:
         raise NotSupported(f"{name} has no effect that the machine could model without a VM exit")
-    processor.apic_write = None
     exits = effect(processor, instruction)
-    if processor.apic_write is not None:
-        exits = apic_write(processor, processor.apic_write)
+    written = processor.apic_write
+    if written is not None:
         processor.apic_write = None
+        exits = apic_write(processor, written)
     if name not in _TRANSFERS and (exits is None or exits.trap):
         regs = processor.regs
         rip = regs.rip + instruction.length

@@ -243,7 +243,8 @@ def write_x2apic(processor: Processor, msr: int, value: int) -> ExitInformation 
     """Do what WRMSR of 800H-8FFH does, virtualized where the controls say so."""
     proc2 = _vmcs(processor).proc2
     if not proc2 & Proc2.VIRTUALIZE_X2APIC_MODE:
-        return _write_real_x2apic(processor, msr, value)
+        _write_real_x2apic(processor, msr, value)
+        return None
     virtual = proc2 & Proc2.VIRTUAL_INTERRUPT_DELIVERY
     if msr == Msr.IA32_X2APIC_TPR:
         _no_bits_above(msr, value, 8)
@@ -259,7 +260,8 @@ def write_x2apic(processor: Processor, msr: int, value: int) -> ExitInformation 
             return _apic_write_exit(SELF_IPI)
         _self_ipi(processor, value)
         return None
-    return _write_real_x2apic(processor, msr, value)
+    _write_real_x2apic(processor, msr, value)
+    return None
 
 
 def _no_bits_above(msr: int, value: int, width: int) -> None:

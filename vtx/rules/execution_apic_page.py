@@ -87,7 +87,9 @@ def page(vmcs: Vmcs) -> int | None:
     """Return the address of the APIC-access page, None if accesses are not virtualized."""
     values = vmcs.values
     # Asked at every access, so the rarest condition comes first.
-    if values[Field.SECONDARY_PROCESSOR_BASED_CONTROLS] & Proc2.VIRTUALIZE_APIC_ACCESSES:
-        if values[Field.PRIMARY_PROCESSOR_BASED_CONTROLS] & Proc1.ACTIVATE_SECONDARY_CONTROLS:
-            return values[Field.APIC_ACCESS_ADDRESS] & ~0xFFF
+    if (
+        values[Field.SECONDARY_PROCESSOR_BASED_CONTROLS] & Proc2.VIRTUALIZE_APIC_ACCESSES
+        and values[Field.PRIMARY_PROCESSOR_BASED_CONTROLS] & Proc1.ACTIVATE_SECONDARY_CONTROLS
+    ):
+        return values[Field.APIC_ACCESS_ADDRESS] & ~0xFFF
     return None
