@@ -56,7 +56,7 @@ static int eight_digits(const char *at, uint64_t *value) {
 #endif
 
 static const char *hex_digits(const char *at, const char *end, uint64_t *value) {
-    while (end - at >= 8 && eight_digits(at, value))
+    while (end - at >= 8 && at[0] > ' ' && at[7] > ' ' && eight_digits(at, value))
         at += 8;
     for (; at < end; at++) {
         const unsigned digit = (unsigned)(unsigned char)*at - '0';
@@ -276,6 +276,83 @@ static int take_key(cursor *in, payload *out, word *key) {
     if (found)
         store(out, flag, value);
     return more;
+}
+
+/* Step over a literal, or give up the short way. */
+#define EXPECT(text)                                                                               \
+    if ((size_t)(end - at) < sizeof(text) - 1 || memcmp(at, text, sizeof(text) - 1) != 0)          \
+        return 0;                                                                                  \
+    at += sizeof(text) - 1
+
+#define EXPECT_HEX(text, where)                                                                    \
+    EXPECT(text);                                                                                  \
+    from = at;                                                                                     \
+    number = 0;                                                                                    \
+    at = hex_digits(at, end, &number);                                                             \
+    if (at == from || at - from > 16)                                                              \
+        return 0;                                                                                  \
+    (where) = number
+
+/* The short way: exactly the words that kernels from 5.10 on, or up to 5.8, print. Returns 0, and
+ * leaves everything to the long way, at the first byte that differs. */
+static int read_usual_exit(const char *at, const char *end, payload *out) {
+    const char *from;
+    uint64_t number;
+    if (at < end && *at == 'v') {
+        EXPECT("vcpu ");
+        from = at;
+        for (; at < end && is_digit(*at); at++)
+            out->vcpu = out->vcpu * 10 + (uint32_t)(*at - '0');
+        if (at == from || at - from > 9)
+            return 0;
+        EXPECT(" ");
+        out->has |= HAS_VCPU;
+    }
+    EXPECT("reason ");
+    const word name = {at, skip_word(at, end), 0};
+    if (!is_name(&name))
+        return 0;
+    at = name.end;
+    out->name = name.at;
+    out->name_length = (uint32_t)(name.end - name.at);
+    out->has |= HAS_REASON;
+    EXPECT_HEX(" rip 0x", out->rip);
+    out->flags = VTX_EXIT_RIP | VTX_EXIT_INFO1 | VTX_EXIT_INFO2;
+    if (out->has & HAS_VCPU) {
+        EXPECT_HEX(" info1 0x", out->info1);
+        EXPECT_HEX(" info2 0x", out->info2);
+        EXPECT_HEX(" intr_info 0x", number);
+        out->intr_info = (uint32_t)number;
+        EXPECT_HEX(" error_code 0x", number);
+        out->error_code = (uint32_t)number;
+        out->flags |= VTX_EXIT_INTR_INFO | VTX_EXIT_ERROR_CODE;
+    } else {
+        EXPECT_HEX(" info ", out->info1);
+        EXPECT_HEX(" ", out->info2);
+        out->flags |= VTX_EXIT_OLD_INFO;
+    }
+    out->understood = at;
+    out->state = PAYLOAD_COMPLETE;
+    return at == end;
+}
+
+/* The same for "vcpu N" and "vcpu N, rip 0x..". */
+static int read_usual_entry(const char *at, const char *end, payload *out) {
+    const char *from;
+    uint64_t number;
+    EXPECT("vcpu ");
+    from = at;
+    for (; at < end && is_digit(*at); at++)
+        out->vcpu = out->vcpu * 10 + (uint32_t)(*at - '0');
+    if (at == from || at - from > 9)
+        return 0;
+    if (at < end) {
+        EXPECT_HEX(", rip 0x", number);
+    }
+    out->has = HAS_VCPU | HAS_SUBJECT;
+    out->understood = at;
+    out->state = PAYLOAD_COMPLETE;
+    return at == end;
 }
 
 static void read_exit(cursor *in, payload *out) {
@@ -534,6 +611,10 @@ static void read_cpuid(cursor *in, payload *out) {
 void payload_read(enum vtx_exit_event event, const char *at, const char *end, int cut,
                   payload *out) {
     cursor in = {at, end, cut};
+    memset(out, 0, sizeof *out);
+    if (!cut && (event == VTX_EVENT_EXIT ? read_usual_exit(at, end, out)
+                                         : event == VTX_EVENT_ENTRY && read_usual_entry(at, end, out)))
+        return;
     memset(out, 0, sizeof *out);
     out->understood = at;
     switch (event) {

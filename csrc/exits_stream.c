@@ -66,7 +66,13 @@ static int32_t intern(vtx_exits *scanner, const char *name, uint32_t length) {
         return -1;
     const uint32_t slots = EXITS_MAX_NAMES * 2;
     uint64_t hash = length;
-    for (uint32_t i = 0; i < length; i++)
+    uint32_t i = 0;
+    for (; i + 8 <= length; i += 8) {
+        uint64_t eight;
+        memcpy(&eight, name + i, sizeof eight);
+        hash = mixed(hash ^ eight);
+    }
+    for (; i < length; i++)
         hash = (hash ^ (unsigned char)name[i]) * UINT64_C(0x100000001b3);
     uint32_t at = (uint32_t)mixed(hash) & (slots - 1);
     for (; scanner->name_slots[at]; at = (at + 1) & (slots - 1)) {

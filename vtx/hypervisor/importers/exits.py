@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ExitReader"]
 
-_BUFFER_BYTES = 2 << 20
+_BUFFER_BYTES = 8 << 20
 _BATCH = 1 << 16
 #: Batches that wait for the statistics, and the room that a batch keeps for one more scan.
 _QUEUE = 2
