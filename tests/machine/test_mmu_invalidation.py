@@ -13,7 +13,7 @@ import pytest
 from tests.core.spaces import CR4, PCIDE, Guest, make_guest
 from vtx.errors import InputError
 from vtx.machine.memory import Memory
-from vtx.machine.mmu import Access, Context, Mmu, Source, WalkStatus
+from vtx.machine.mmu import Access, Context, Dimension, Mmu, Source, WalkStatus
 
 LOCAL, GLOBAL = 0x10_0000_0000, 0x10_0000_1000
 OLD, NEW = 0x1_0000_0000, 0x1_1000_0000
@@ -229,6 +229,20 @@ def test_invlpg_forgets_the_paging_structures_of_the_pcid(memory: Memory) -> Non
     assert guest.mmu.translate(context, LOCAL + 0x2000).hpa == NEW
 
 
+def test_a_cached_table_remembers_that_ept_does_not_let_it_be_written(memory: Memory) -> None:
+    guest = make_guest(memory)
+    guest.map(LOCAL, 0x40_0000, OLD, accessed=True)
+    guest.map(LOCAL + 0x1000, 0x40_1000, OLD + 0x1000)
+    context = guest.context()
+    for step in guest.mmu.walk(context, LOCAL).steps:  # sets the accessed flags above the leaf
+        if step.dimension is Dimension.GUEST:
+            guest.ept.protect(step.gpa, write=False)
+    assert guest.mmu.translate(context, LOCAL).ok
+    walk = guest.mmu.translate(context, LOCAL + 0x1000)
+    assert guest.mmu.counters()["guest_cache_hits_level2"] == 1
+    assert (walk.status, walk.qualification) == (WalkStatus.EPT_VIOLATION, 0b1010_1011)
+
+
 # ---- What faults invalidate ----
 
 
@@ -250,6 +264,19 @@ def test_an_ept_violation_forgets_what_translated_the_address(memory: Memory) ->
     assert guest.mmu.translate(context, LOCAL, Access.STORE).status is WalkStatus.EPT_VIOLATION
     guest.ept.map(0x40_0000, NEW)
     assert guest.mmu.translate(context, LOCAL, Access.STORE).hpa == NEW  # no INVEPT needed
+
+
+def test_an_ept_violation_forgets_the_guest_physical_address_too(memory: Memory) -> None:
+    guest = make_guest(memory)
+    alias = LOCAL + 0x5000
+    guest.tables.map(LOCAL, 0x40_0000)
+    guest.tables.map(alias, 0x40_0000)
+    guest.ept.map(0x40_0000, OLD, write=False)
+    context = guest.context()
+    assert guest.mmu.translate(context, LOCAL).ok
+    assert guest.mmu.translate(context, LOCAL, Access.STORE).status is WalkStatus.EPT_VIOLATION
+    guest.ept.map(0x40_0000, NEW)
+    assert guest.mmu.translate(context, alias).hpa == NEW
 
 
 def test_a_write_to_a_clean_cached_page_sets_the_dirty_flag(memory: Memory) -> None:

@@ -173,8 +173,11 @@ def test_a_store_to_the_last_page_of_the_side_still_asks_for_the_right(guest: Gu
     records = stream(record(LOAD, VA), record(LOAD, VA), record(STORE, VA), record(LOAD, VA))
     result = guest.mmu.run(guest.context(), records)
     assert (result.status, result.index) == (WalkStatus.PAGE_FAULT, 2)
-    result = guest.mmu.run(guest.context(), stream(record(FETCH, VA, 4), record(MODIFY, VA)))
-    assert (result.status, result.index) == (WalkStatus.PAGE_FAULT, 1)
+    for before in (FETCH, LOAD):
+        for access in (STORE, MODIFY):
+            records = stream(record(before, VA, 4), record(before, VA, 4), record(access, VA))
+            result = guest.mmu.run(guest.context(), records)
+            assert (result.status, result.index) == (WalkStatus.PAGE_FAULT, 2)
 
 
 def test_the_last_page_is_forgotten_with_the_context_and_invalidations(guest: Guest) -> None:

@@ -218,6 +218,20 @@ def test_tables_beyond_memory_are_told_by_address() -> None:
         assert walk.status is WalkStatus.BEYOND_MEMORY
 
 
+def test_a_large_page_that_memory_ends_in_is_cached_as_far_as_memory_goes() -> None:
+    end = (1 << 31) + 0x3000
+    with Memory(end, huge_pages=False) as memory:
+        guest = make_guest(memory)
+        guest.tables.map(VA & -(1 << 21), 0x4000_0000, "2M")
+        guest.ept.map(0x4000_0000, 1 << 31, "2M")
+        context = guest.context()
+        for _ in range(2):
+            walk = guest.mmu.translate(context, (VA & -(1 << 21)) + 0x2FF8)
+            assert (walk.hpa, walk.page_shift) == (end - 8, 12)
+            walk = guest.mmu.translate(context, (VA & -(1 << 21)) + 0x3000)
+            assert (walk.status, walk.fault_address) == (WalkStatus.BEYOND_MEMORY, end)
+
+
 # ---- Page-modification logging ----
 
 
