@@ -265,8 +265,7 @@ class Walk:
         return f"<Walk {self.explain()}>"
 
 
-@dataclass(frozen=True, slots=True)
-class RunResult:
+class RunResult(NamedTuple):
     """Why a run stopped.
 
     Attributes
