@@ -21,6 +21,7 @@ enum {
     EXITS_MAX_NAME = 64,
     EXITS_MAX_STREAMS = 1 << 17,
     EXITS_MAX_PREFIX = 64,
+    EXITS_PREFIXES = 8, /* a power of two */
     EXITS_NO_CPU = 0xffff
 };
 
@@ -94,7 +95,7 @@ typedef struct {
 } frame;
 
 /* 1 and the line at `at`; 0 if it does not end before `end` and more may come. */
-/* "COMM-PID [CPU]" of the line before: the next line's is the same more often than not. */
+/* "COMM-PID [CPU]" of a line before: the next line's is one of a few more often than not. */
 typedef struct {
     uint32_t length; /* 0: none */
     uint32_t tid;
@@ -102,8 +103,13 @@ typedef struct {
     char text[EXITS_MAX_PREFIX];
 } prefix;
 
+typedef struct {
+    prefix entries[EXITS_PREFIXES];
+    uint32_t last, oldest;
+} prefixes;
+
 int line_at(const char *at, const char *end, int final, line *out);
-void frame_read(const char *at, const char *end, prefix *known, frame *out);
+void frame_read(const char *at, const char *end, prefixes *known, frame *out);
 
 /* ---- One payload --------------------------------------------------------------------------- */
 
@@ -153,7 +159,7 @@ struct vtx_exits {
     int skipping; /* inside a line that is too long */
     int failed;   /* out of memory */
     uint64_t close_at;
-    prefix known;
+    prefixes known;
     char logical[EXITS_MAX_LOGICAL];
 };
 

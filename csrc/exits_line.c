@@ -206,30 +206,38 @@ static int read_behind_cpu(const char *at, const char *end, frame *out) {
 }
 
 /* The first line of a thread on a processor is read; the next ones only compared. */
-static int read_known(const char *at, const char *end, const prefix *known, frame *out) {
-    if (!known->length || end - at <= (ptrdiff_t)known->length ||
-        memcmp(at, known->text, known->length) != 0)
+static int read_known(const char *at, const char *end, prefixes *known, frame *out) {
+    for (uint32_t i = 0; i < EXITS_PREFIXES; i++) {
+        const uint32_t index = (known->last + i) & (EXITS_PREFIXES - 1);
+        const prefix *entry = &known->entries[index];
+        if (!entry->length || end - at <= (ptrdiff_t)entry->length ||
+            memcmp(at, entry->text, entry->length) != 0)
+            continue;
+        out->tid = entry->tid;
+        out->stream = entry->tid;
+        out->cpu = entry->cpu;
+        known->last = index;
+        if (read_behind_cpu(at + entry->length, end, out))
+            return 1;
+        memset(out, 0, sizeof *out);
+        out->cpu = EXITS_NO_CPU;
         return 0;
-    out->tid = known->tid;
-    out->stream = known->tid;
-    out->cpu = known->cpu;
-    if (read_behind_cpu(at + known->length, end, out))
-        return 1;
-    memset(out, 0, sizeof *out);
-    out->cpu = EXITS_NO_CPU;
+    }
     return 0;
 }
 
-static void keep(const char *at, const char *end, prefix *known, const frame *out) {
+static void keep(const char *at, const char *end, prefixes *known, const frame *out) {
     if (end - at > EXITS_MAX_PREFIX)
         return;
-    known->length = (uint32_t)(end - at);
-    known->tid = out->tid;
-    known->cpu = out->cpu;
-    memcpy(known->text, at, known->length);
+    known->last = known->oldest++ & (EXITS_PREFIXES - 1);
+    prefix *entry = &known->entries[known->last];
+    entry->length = (uint32_t)(end - at);
+    entry->tid = out->tid;
+    entry->cpu = out->cpu;
+    memcpy(entry->text, at, entry->length);
 }
 
-static int read_around_cpu(const char *at, const char *end, prefix *known, frame *out) {
+static int read_around_cpu(const char *at, const char *end, prefixes *known, frame *out) {
     if (read_known(at, end, known, out))
         return 1;
     const char *reach = end - at > FRAME_REACH ? at + FRAME_REACH : end;
@@ -329,7 +337,7 @@ static void read_xen(const char *at, const char *end, frame *out) {
         out->payload = end;
 }
 
-void frame_read(const char *at, const char *end, prefix *known, frame *out) {
+void frame_read(const char *at, const char *end, prefixes *known, frame *out) {
     memset(out, 0, sizeof *out);
     out->cpu = EXITS_NO_CPU;
     if (at == end)
