@@ -638,3 +638,19 @@ def test_exits_that_change_something_are_no_standstill():
 def test_a_loop_of_equal_interrupts_is_no_standstill():
     done = run("cli\nrepeat 100\nexternal_interrupt vector=33\nend\nnop")
     assert done.exits[Why.EXTERNAL_INTERRUPT] == 100
+
+
+def test_a_repeated_instruction_that_would_take_for_ever():
+    with pytest.raises(EmulationStopped, match="exits each time"):
+        run("rep outsb port=0x3f8 address=0x7000 count=0xffffffff")
+
+
+def test_a_stack_at_the_bottom_of_memory_wraps():
+    with pytest.raises(EmulationStopped):
+        run("mov rsp, 8\nud2")
+
+
+@pytest.mark.parametrize("size", [0, 4097, 1 << 60])
+def test_a_step_accesses_at_most_a_page(size):
+    with pytest.raises(InputError, match="cannot access"):
+        run(f"store 0x7000 size={size}")

@@ -21,6 +21,7 @@ from vtx.hypervisor.values import EXCEPTIONS, at, flag, number_of, size_of, text
 from vtx.machine import image
 from vtx.machine.program import Instruction, Operation
 from vtx.machine.shape import PAGE_SIZES
+from vtx.profiles import names
 from vtx.profiles.document import Item
 
 __all__ = ["KEYS", "read_header"]
@@ -66,7 +67,7 @@ def read_header(entries: Mapping[str, Item], folder: Path, steps: Steps) -> Head
         name=text_of(get("name"), "name"),
         description=text_of(get("description"), "description"),
         source=text_of(get("source"), "source"),
-        profile=text_of(get("profile"), "profile") or None,
+        profile=_profile(get("profile"), folder),
         processors=processors,
         guest=guest,
         ept=_ept(get("ept")),
@@ -79,6 +80,18 @@ def read_header(entries: Mapping[str, Item], folder: Path, steps: Steps) -> Head
         insertions=_insertions(entries, steps),
         handlers=_handlers(get("handlers"), steps),
     )
+
+
+def _profile(item: Item | None, folder: Path) -> str | None:
+    """Return the name of a profile, or the path of a profile's file."""
+    if item is None:
+        return None
+    name = item.text("profile")
+    if name in names():
+        return name
+    if Path(name).suffix.lower() in (".yaml", ".yml"):
+        return str(at(item, lambda: _path(folder, name)))
+    raise UnknownName("profile", name, names()).at(item.file, item.line, item.column)
 
 
 def _guest(item: Item | None, memory: Item | None, *, streaming: bool) -> GuestOptions:

@@ -41,6 +41,8 @@ MODIFIERS = frozenset(
      "operand_size", "rip_relative"}
 )  # fmt: skip
 
+#: No step accesses more memory at once: a page.
+_MOST_BYTES = 4096
 _NARROW = {"eax": "rax", "ecx": "rcx", "edx": "rdx", "ebx": "rbx", "dx": "rdx"}
 _REGISTERS = frozenset(GENERAL_REGISTERS)
 
@@ -155,6 +157,8 @@ def _complete(instruction: Instruction, spec: InstructionSpec) -> None:
             known = [*spec.parameters, *names, *sorted(MODIFIERS)]
             raise UnknownName(f"operand of {spec.name}", name, known)
         operands[name] = number = operand_value(parameter, value)
+        if name == "size" and not 1 <= number <= _MOST_BYTES:
+            raise InputError(f"{spec.name} cannot access {number} bytes", hint="write size=8")
         target = parameter.target if parameter else name if kind is None else ""
         sets += _register_values(target, number, written, spec.name)
     object.__setattr__(instruction, "operands", operands)

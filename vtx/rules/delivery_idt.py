@@ -113,7 +113,7 @@ def through_idt(processor: Processor, event: Event, rf: int) -> None:
         raise GuestFault(_GP, event.external, "the handler's address is not canonical")
     _push(processor, stack, frame, new_cpl)
     _mark_accessed(processor, code)
-    regs.rsp = stack - len(frame)
+    regs.rsp = stack - len(frame) & 0xFFFF_FFFF_FFFF_FFFF
     regs.rip = gate.offset
     ss = regs.ss
     if new_cpl != cpl:
@@ -230,8 +230,8 @@ def _frame(processor: Processor, event: Event, rf: int) -> bytes:
 
 def _push(processor: Processor, stack: int, frame: bytes, new_cpl: int) -> None:
     """Write the frame below `stack`, as the handler's privilege level."""
-    bottom = stack - len(frame)
-    if not is_linear_address(processor, bottom & 0xFFFF_FFFF_FFFF_FFFF):
+    bottom = stack - len(frame) & 0xFFFF_FFFF_FFFF_FFFF
+    if not is_linear_address(processor, bottom):
         raise GuestFault(_SS, 0, "the handler's stack is not canonical")
     write(processor, bottom, frame, supervisor=new_cpl < 3, delivery=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vtx.errors import EmulationStopped
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
 from vtx.hypervisor.emulation.linear import LinearMemory
@@ -21,6 +22,8 @@ __all__ = ["COM1", "Ports"]
 COM1 = 0x3F8
 _LINE_STATUS, _READY_TO_SEND = COM1 + 5, 0x60
 _MASK32 = 0xFFFF_FFFF
+#: More iterations of a REP than this are a mistake: they would take hours.
+_MOST_ITERATIONS = 10_000_000
 
 
 class Ports(LinearMemory):
@@ -57,6 +60,10 @@ class Ports(LinearMemory):
     def _string(self, cpu: Cpu, exit: Exit, io: IoAccess) -> None:
         """Do one iteration of INS or OUTS; the last one steps over the instruction."""
         regs = cpu.regs
+        if io.rep and regs.rcx > _MOST_ITERATIONS:
+            raise EmulationStopped(
+                f"the guest repeats an I/O instruction {regs.rcx:#x} times, and exits each time"
+            )
         linear = exit.guest_linear_address
         if io.is_in:
             value = self.read_port(cpu, io.port, io.size)
