@@ -85,7 +85,10 @@ APIC_RULES = (
     Broken(
         "ctl.exec.virtual_nmis_need_nmi_exiting", {"pin.nmi_exiting": 0}, {"pin.virtual_nmis": 1}
     ),
-    Broken("ctl.exec.nmi_window_needs_virtual_nmis", {"proc1.nmi_window_exiting": 1}),
+    Broken(
+        "ctl.exec.nmi_window_needs_virtual_nmis",
+        {"proc1.nmi_window_exiting": 1, "pin.virtual_nmis": 0},
+    ),
     Broken("ctl.exec.tpr_shadow_required.x2apic_mode", {"proc2.virtualize_x2apic_mode": 1}),
     Broken(
         "ctl.exec.tpr_shadow_required.apic_register_virtualization",
