@@ -54,7 +54,8 @@ def load_guest(processor: Processor, known: Synced) -> None:
     if guest != known.guest:
         known.guest = guest
         known.fresh = True
-    known.exact = _is_exact(values, plan, guest)
+    if not _is_exact(values, plan, known.left):
+        known.left = guest if _is_exact(values, plan, guest) else None
     known.guest_msrs = {msr: values[field] for msr, field in plan.loads}
     known.saved = None
     regs.system = known.guest
@@ -134,9 +135,11 @@ def _saved_fields(plan: Plan, system: SystemRegisters) -> dict[Field, int]:
     return fields
 
 
-def _is_exact(values: dict[int, int], plan: Plan, system: SystemRegisters) -> bool:
-    """Tell whether the fields already hold what saving `system` would write, and load again so."""
-    return all(values[field] == value for field, value in _saved_fields(plan, system).items())
+def _is_exact(values: dict[int, int], plan: Plan, system: SystemRegisters | None) -> bool:
+    """Tell whether the fields already hold what saving `system` would write."""
+    return system is not None and all(
+        values[field] == value for field, value in _saved_fields(plan, system).items()
+    )
 
 
 # ---- Saving guest state (VM exit) ------------------------------------------------------------
@@ -158,7 +161,7 @@ def save_guest(processor: Processor, known: Synced) -> None:
     assert vmcs is not None
     plan = known.plan
     system = regs.system
-    if system is not known.guest or not known.exact:
+    if system != known.left:
         _save_system(vmcs, known, system)
     saved = plan.saved(regs.msrs)
     if saved != known.saved:
@@ -172,14 +175,14 @@ def save_guest(processor: Processor, known: Synced) -> None:
 
 def _save_system(vmcs: Vmcs, known: Synced, system: SystemRegisters) -> None:
     """Save the system registers that changed, and find out whether an entry loads just them."""
-    before = known.guest if known.exact and known.guest is not None else _NOTHING
-    loads_same = True
-    for name, old in zip(SystemRegisters._fields, before, strict=True):
-        register = getattr(system, name)
-        if register is not old:
+    left = known.left
+    loads_same = left is None or left == known.guest
+    before = _NOTHING if left is None else left
+    for name, old, register in zip(SystemRegisters._fields, before, system, strict=True):
+        if register != old:
             loads_same &= _save_register(vmcs, known.plan, name, register)
     known.guest = system if loads_same else None
-    known.exact = loads_same
+    known.left = system
 
 
 def _save_register(vmcs: Vmcs, plan: Plan, name: str, register: Any) -> bool:

@@ -32,6 +32,8 @@ __all__ = ["Synced", "exchange_for_guest", "exchange_for_host", "pair", "synced"
 #: Fields that transitions look at only after they were written.
 _REMEMBERED = PLAN_FIELDS | GUEST_FIELDS | HOST_FIELDS | CONTEXT_FIELDS
 
+#: What comes first in SystemRegisters, on which more depends than what the next entry loads.
+_CONTROL_REGISTERS = SystemRegisters._fields.index("es")
 _SPECIAL_CONTROLS = Proc2.ENABLE_PML | Proc2.VMCS_SHADOWING
 
 
@@ -44,8 +46,9 @@ class Synced:
         What the controls of the last entry mean.
     guest : SystemRegisters or None
         What VM entry loads, as long as the guest-state fields stay as they are; None: unknown.
-    exact : bool
-        Saving `guest` would leave the fields as they are.
+    left : SystemRegisters or None
+        What VM exit can save and leave the guest-state fields as they are; None: unknown. It is
+        `guest` unless VM entry loads a register otherwise than it was saved (an unusable SS).
     guest_msrs : dict of int to int
         MSRs that VM entry loads, with the values of their fields.
     saved : tuple of int or None
@@ -69,12 +72,12 @@ class Synced:
     """
 
     __slots__ = (
-        "exact",
         "fresh",
         "guest",
         "guest_msrs",
         "host",
         "host_msrs",
+        "left",
         "paired",
         "plain",
         "plan",
@@ -88,7 +91,7 @@ class Synced:
         self.plan = plan
         self.proc2 = 0
         self.guest: SystemRegisters | None = None
-        self.exact = False
+        self.left: SystemRegisters | None = None
         self.guest_msrs: dict[int, int] = {}
         self.saved: tuple[int, ...] | None = None
         self.host: SystemRegisters | None = None
@@ -156,7 +159,8 @@ def exchange_for_guest(processor: Processor, vmcs: Vmcs) -> bool:
 def exchange_for_host(processor: Processor, known: Synced) -> bool:
     """Save guest state and load host state if the guest changed none; return whether it was so."""
     regs = processor.regs
-    if not known.paired or regs.system is not known.guest or regs.msrs.changed:
+    system = regs.system
+    if not known.paired or regs.msrs.changed or (system is not known.left and system != known.left):
         return False
     assert known.host is not None
     regs.system = known.host
@@ -167,12 +171,13 @@ def exchange_for_host(processor: Processor, known: Synced) -> bool:
 
 def pair(regs: Registers, known: Synced) -> None:
     """Find out, after a VM exit, whether the next transitions can be exchanges."""
-    guest, host, plan = known.guest, known.host, known.plan
+    guest, left, host, plan = known.guest, known.left, known.host, known.plan
     msrs = regs.msrs
     known.paired = (
         plan.repeats
         and guest is not None
-        and known.exact
+        and left is not None
+        and left[:_CONTROL_REGISTERS] == guest[:_CONTROL_REGISTERS]
         and ("dr7" in plan.system_loads or guest.dr7 == HOST_DR7)
         and ("ssp" in plan.system_loads or guest.ssp == regs.ssp)
     )
