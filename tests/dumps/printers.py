@@ -282,16 +282,7 @@ def _kvm_controls(page: _Page, era: str, old: bool) -> None:
     if page.proc2 & _TSC_SCALING:
         page("TSC Multiplier = 0x{:016x}", F.TSC_MULTIPLIER)
     if page.proc1 & 1 << 21:
-        start = ""
-        if page.proc2 & _VID and not old:
-            status = page.get(F.GUEST_INTERRUPT_STATUS)
-            start = f"SVI|RVI = {status >> 8:02x}|{status & 0xFF:02x} "
-        page(start + "TPR Threshold = 0x{:02x}", F.TPR_THRESHOLD)
-        if not old:
-            start = ""
-            if page.proc2 & _APIC_ACCESSES:
-                start = f"APIC-access addr = 0x{page.get(F.APIC_ACCESS_ADDRESS):016x} "
-            page(start + "virt-APIC addr = 0x{:016x}", F.VIRTUAL_APIC_ADDRESS)
+        _kvm_apic(page, old)
     if page.pin & 1 << 7:
         page("PostedIntrVec = 0x{:02x}", F.POSTED_INTERRUPT_NOTIFICATION_VECTOR)
     if page.proc2 & _EPT:
@@ -306,6 +297,19 @@ def _kvm_controls(page: _Page, era: str, old: bool) -> None:
             "ve_info: 0x00000030 0xffffffff 0x0000000000000181 0x0000000000000000 "
             "0x0000000000000000 0x0000"
         )
+
+
+def _kvm_apic(page: _Page, old: bool) -> None:
+    start = ""
+    if page.proc2 & _VID and not old:
+        status = page.get(F.GUEST_INTERRUPT_STATUS)
+        start = f"SVI|RVI = {status >> 8:02x}|{status & 0xFF:02x} "
+    page(start + "TPR Threshold = 0x{:02x}", F.TPR_THRESHOLD)
+    if not old:
+        start = ""
+        if page.proc2 & _APIC_ACCESSES:
+            start = f"APIC-access addr = 0x{page.get(F.APIC_ACCESS_ADDRESS):016x} "
+        page(start + "virt-APIC addr = 0x{:016x}", F.VIRTUAL_APIC_ADDRESS)
 
 
 # ---- Xen -----------------------------------------------------------------------------------
@@ -339,9 +343,7 @@ def _xen_4_2(page: _Page) -> None:
         F.GUEST_RSP,
         F.GUEST_RIP,
     )
-    page(
-        "RFLAGS=0x{:016x} (0x0000000000000246)  DR7 = 0x{:016x}", F.GUEST_RFLAGS, F.GUEST_DR7
-    )
+    page("RFLAGS=0x{:016x} (0x0000000000000246)  DR7 = 0x{:016x}", F.GUEST_RFLAGS, F.GUEST_DR7)
     _xen_sysenter(page)
     segment = ": sel=0x{:04x}, attr=0x{:05x}, limit=0x{:08x}, base=0x{:016x}"
     table = ":                           limit=0x{:08x}, base=0x{:016x}"
@@ -439,9 +441,7 @@ def _xen_4_12(page: _Page) -> None:
 
 def _xen_4_12_host(page: _Page) -> None:
     page.raw("*** Host State ***")
-    page(
-        "RIP = 0x{:016x} (vmx.c#vmx_asm_vmexit_handler)  RSP = 0x{:016x}", F.HOST_RIP, F.HOST_RSP
-    )
+    page("RIP = 0x{:016x} (vmx.c#vmx_asm_vmexit_handler)  RSP = 0x{:016x}", F.HOST_RIP, F.HOST_RSP)
     _host_selectors(page, "CS SS DS ES FS GS TR")
     _host_bases(page)
     _host_control_registers(page)

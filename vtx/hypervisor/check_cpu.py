@@ -18,7 +18,7 @@ from vtx.facts.controls import GROUPS
 from vtx.facts.fields import FIELDS, Field
 from vtx.facts.msrs import Msr
 from vtx.machine.processor import Processor
-from vtx.machine.registers import Cr4
+from vtx.machine.register_bits import Cr4
 from vtx.machine.shape import Shape
 from vtx.machine.vmcs import Vmcs
 

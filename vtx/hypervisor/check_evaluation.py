@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from vtx.facts.controls import Proc1
 from vtx.facts.fields import Field
 from vtx.hypervisor.check_cpu import (
     Assumed,
@@ -23,6 +24,7 @@ from vtx.hypervisor.check_cpu import (
     most,
 )
 from vtx.hypervisor.dumps.model import Dump
+from vtx.machine.register_bits import Cr4
 from vtx.rules.check import CHECKS
 from vtx.rules.declaration import Check, Stage
 
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RANK", "Bench", "BrokenRule", "Outcome", "Undecidable", "judge_unknown"]
 
-_FIVE_LEVELS = 1 << 12
 _ABOVE_4G = 1 << 32
 
 
@@ -201,9 +202,10 @@ class _Answers(NamedTuple):
 
     broken: tuple[Check, ...]
     undecidable: tuple[tuple[Check, tuple[str, ...], bool], ...]
+    otherwise: tuple[tuple[Check, str], ...]
 
 
-_NOTHING = _Answers((), ())
+_NOTHING = _Answers((), (), ())
 _MOST_ANSWERS = 1 << 14
 
 
@@ -212,17 +214,26 @@ class _Panel:
 
     What a check says depends on the bits that it declares to look at; so VMCSs that have those in
     common, as thousands of one hypervisor have, are judged by one evaluation.
+
+    Parameters
+    ----------
+    generous, strict : Shape
+        The two CPUs; the same one if the CPU is known.
+    narrow : Shape or None
+        One with narrower physical addresses, if their width is assumed.
     """
 
-    def __init__(self, generous: Shape, strict: Shape) -> None:
+    def __init__(self, generous: Shape, strict: Shape, narrow: Shape | None = None) -> None:
         self.generous = generous
         self.strict = strict
+        self.narrow = narrow
         self._answers: dict[object, _Answers] = {}
 
-    def judge(self, bench: Bench) -> tuple[list[Check], list[Undecidable]]:
+    def judge(self, bench: Bench, assumed: Assumed | None) -> Outcome:
         """Make all checks."""
         broken: list[Check] = []
         undecidable: list[Undecidable] = []
+        otherwise: list[tuple[Check, str]] = []
         watched = _watched()
         bits = {
             name: value & watched[name]
@@ -241,14 +252,17 @@ class _Panel:
             if answer is not _NOTHING:
                 broken += answer.broken
                 undecidable += [Undecidable(*entry) for entry in answer.undecidable]
-        return broken, undecidable
+                otherwise += answer.otherwise
+        return Outcome([BrokenRule(check) for check in broken], undecidable, otherwise, assumed)
 
     def _evaluate(self, bench: Bench, group: _Group) -> _Answers:
         generous = bench.processor(self.generous)
         one = self.generous is self.strict
         strict = generous if one else bench.processor(self.strict)
+        narrow = bench.processor(self.narrow) if self.narrow else None
         broken: list[Check] = []
         undecidable: list[tuple[Check, tuple[str, ...], bool]] = []
+        otherwise: list[tuple[Check, str]] = []
         for check in group.checks:
             try:
                 holds = bench.holds(check, generous)
@@ -261,14 +275,20 @@ class _Panel:
                 continue
             if not holds:
                 broken.append(check)
-        if not broken and not undecidable:
+            elif narrow and _MAXPHYADDR in check.capability and not bench.holds(check, narrow):
+                otherwise.append((check, f"{_MAXPHYADDR} {narrow.shape.maxphyaddr}"))
+        if not (broken or undecidable or otherwise):
             return _NOTHING
-        return _Answers(tuple(broken), tuple(undecidable))
+        return _Answers(tuple(broken), tuple(undecidable), tuple(otherwise))
 
 
 @lru_cache(maxsize=64)
-def _panel(assumed: Assumed) -> _Panel:
-    return _Panel(most(assumed), least(assumed))
+def _panel(assumed: Assumed, width_is_given: bool) -> _Panel:
+    """Return the panel for a CPU of which only this is taken for granted."""
+    narrow = None
+    if not width_is_given and assumed.maxphyaddr > _LEAST_MAXPHYADDR:
+        narrow = most(assumed._replace(maxphyaddr=_LEAST_MAXPHYADDR))
+    return _Panel(most(assumed), least(assumed), narrow)
 
 
 _panels: dict[int, _Panel] = {}
@@ -284,12 +304,7 @@ def _panel_of(shape: Shape) -> _Panel:
 
 def judge_known(bench: Bench, shape: Shape) -> Outcome:
     """Make all checks for a known CPU."""
-    return _outcome(_panel_of(shape), bench, None)
-
-
-def _outcome(panel: _Panel, bench: Bench, assumed: Assumed | None) -> Outcome:
-    broken, undecidable = panel.judge(bench)
-    return Outcome([BrokenRule(check) for check in broken], undecidable, [], assumed)
+    return _panel_of(shape).judge(bench, None)
 
 
 # ---- Assumptions ---------------------------------------------------------------------------
@@ -321,12 +336,19 @@ def _alternatives(fixed: Mapping[str, int], assumed: Assumed) -> Iterator[_Alter
 
 
 def _first_assumption(dump: Dump, fixed: Mapping[str, int]) -> Assumed:
-    """Return what is assumed before the processor's verdict is looked at."""
-    cr4 = dump.values.get(Field.HOST_CR4, 0) | dump.values.get(Field.GUEST_CR4, 0)
-    default = Assumed(linear_bits=57) if cr4 & _FIVE_LEVELS else Assumed()
-    return default._replace(
-        maxphyaddr=fixed.get("maxphyaddr", default.maxphyaddr),
-        linear_bits=fixed.get("linear_bits", default.linear_bits),
+    """Return what is assumed before the processor's verdict is looked at.
+
+    CR4.LA57 is 1 on CPUs with 57-bit linear addresses only. All CPUs known to have tertiary
+    controls report IA32_VMX_BASIC[56] as 1.
+    """
+    known = dump.values.get
+    five_levels = (known(Field.HOST_CR4, 0) | known(Field.GUEST_CR4, 0)) & Cr4.LA57
+    tertiary = known(Field.PRIMARY_PROCESSOR_BASED_CONTROLS, 0) & Proc1.ACTIVATE_TERTIARY_CONTROLS
+    default = Assumed()
+    return Assumed(
+        fixed.get("maxphyaddr", default.maxphyaddr),
+        fixed.get("linear_bits", 57 if five_levels else default.linear_bits),
+        any_error_code=bool(tertiary),
     )
 
 
@@ -344,15 +366,16 @@ def judge_unknown(bench: Bench, fixed: Mapping[str, int], passed: bool) -> Outco
         those is broken is wrong if another one mends it.
     """
     assumed = _first_assumption(bench.dump, fixed)
-    outcome = _outcome(_panel(assumed), bench, assumed)
+    given = "maxphyaddr" in fixed
+    outcome = _panel(assumed, given).judge(bench, assumed)
     if passed:
         while (better := _refuted(bench, outcome, list(_alternatives(fixed, assumed)))) is not None:
             assumed = better
-            outcome = _outcome(_panel(assumed), bench, assumed)
-    alternatives = list(_alternatives(fixed, assumed))
+            outcome = _panel(assumed, given).judge(bench, assumed)
     for rule in outcome.broken:
-        rule.hangs_on = [other.words for other in alternatives if _mends(bench, rule.check, other)]
-    outcome.otherwise = _broken_otherwise(bench, outcome, assumed, alternatives)
+        if any(map(_is_assumed, rule.check.capability)):
+            others = _alternatives(fixed, assumed)
+            rule.hangs_on = [other.words for other in others if _mends(bench, rule.check, other)]
     return outcome
 
 
@@ -371,39 +394,3 @@ def _refuted(bench: Bench, outcome: Outcome, alternatives: list[_Alternative]) -
                 if _mends(bench, rule.check, other):
                     return other.assumed
     return None
-
-
-@cache
-def _physical() -> tuple[tuple[Check, ...], dict[Field, int]]:
-    """Return the checks on physical addresses, and where they look beyond narrow ones."""
-    checks = tuple(
-        check for group in _groups() for check in group.checks if _MAXPHYADDR in check.capability
-    )
-    beyond: dict[Field, int] = {}
-    for check in checks:
-        for name, mask in check.reads.items():
-            if high := mask >> _LEAST_MAXPHYADDR << _LEAST_MAXPHYADDR:
-                beyond[name] = beyond.get(name, 0) | high
-    return checks, beyond
-
-
-def _broken_otherwise(
-    bench: Bench, outcome: Outcome, assumed: Assumed, alternatives: list[_Alternative]
-) -> list[tuple[Check, str]]:
-    """Return rules that hold only because addresses are assumed to be wide enough."""
-    checks, beyond = _physical()
-    known = bench.dump.values.get
-    if not any(known(name, 0) & mask for name, mask in beyond.items()):
-        return []
-    judged = {rule.check for rule in outcome.broken}
-    judged.update(rule.check for rule in outcome.undecidable)
-    found = []
-    for other in alternatives:
-        if other.assumed.maxphyaddr < assumed.maxphyaddr:
-            processor = bench.processor(most(other.assumed))
-            found += [
-                (check, other.words)
-                for check in checks
-                if check not in judged and not bench.holds(check, processor)
-            ]
-    return found

@@ -17,7 +17,9 @@ __all__ = ["Line", "clean", "streams"]
 _QUOTE = r"(?:[>|]\s?)+"
 _SECONDS = r"\[\s*(?P<seconds>\d+\.\d+)(?:\s*,\s*\d+)?\]"
 _TASK = r"\[\s*(?P<task>[TC]\d+)\]"
-_ISO = r"\d{4}-\d\d-\d\d[T ](?P<clock_iso>\d\d:\d\d:\d\d)(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?:?(?=\s|\Z)"
+_ISO = (
+    r"\d{4}-\d\d-\d\d[T ](?P<clock_iso>\d\d:\d\d:\d\d)(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?:?(?=\s|\Z)"
+)
 _SYSLOG = r"\w{3}\s+\d{1,2}\s+(?:\d{4}\s+)?(?P<clock_log>\d\d:\d\d:\d\d)(?:\.\d+)?(?=\s|\Z)"
 _PROGRAM = r"(?:\S+\s+)?(?:kernel|xen|QEMU|qemu-\S+?|kvm|libvirtd)(?:\[\d+\])?:(?=\s|\Z)"
 _XEN_STAMP = r"\[\d{4}-\d\d-\d\d[ T](?P<clock_xen>\d\d:\d\d:\d\d)(?:\.\d+)?\]"

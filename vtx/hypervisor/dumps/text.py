@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vtx.hypervisor.dumps.assemble import assemble
 from vtx.hypervisor.dumps.clean import clean, streams
+from vtx.hypervisor.dumps.layouts import FEW, HEADER, Reader
 from vtx.hypervisor.dumps.model import Dump, Verdict
 from vtx.hypervisor.dumps.scan import Item, scan
 
@@ -26,19 +27,28 @@ def _attach(item: Item, dumps: list[Dump]) -> None:
     dump.verdict = Verdict(said.kind, said.error, said.exit_reason, None)
 
 
-def read_text(text: str) -> tuple[list[Dump], str]:
-    """Return the dumps in a text, in order, and a word on what else was seen if there are none."""
+def _read_carefully(text: str, xen: bool) -> tuple[list[Dump], list[Item]]:
+    """Return the dumps of a text, and what stands below a dump and is about it."""
     lines = clean(text)
     cut = not text.endswith("\n")
-    xen = "(XEN)" in text
     dumps: list[Dump] = []
     below: list[Item] = []
     for stream in streams(lines):
         items = scan(stream, cut and stream[-1] is lines[-1])
-        mine = [item for item in items if not (item.kind == "qemu" or item.after)]
+        dumps += assemble([item for item in items if not (item.kind == "qemu" or item.after)], xen)
         below += [item for item in items if item.kind == "qemu" or item.after]
-        dumps += assemble(mine, xen)
-    dumps.sort(key=lambda dump: dump.first_line)
+    return dumps, below
+
+
+def read_text(text: str) -> tuple[list[Dump], str]:
+    """Return the dumps in a text, in order, and a word on what else was seen if there are none."""
+    xen = "(XEN)" in text
+    alike: list[Dump] = []
+    rest = text
+    if not xen and text.count(HEADER) >= FEW:
+        alike, rest = Reader(lambda block: _read_carefully(block, False)[0]).read(text)
+    dumps, below = _read_carefully(rest, xen)
+    dumps = sorted(dumps + alike, key=lambda dump: dump.first_line)
     for item in sorted(below, key=lambda item: item.line):
         _attach(item, dumps)
     return dumps, _seen(below, text)
