@@ -32,7 +32,7 @@ vpid: 3
 controls: {rdtsc_exiting: on, pause_exiting: off}
 vmcs: {tsc_offset: 16, guest_fs_base: 0x1000}
 exits:
-  msr: {read: [IA32_EFER, 0x1b], write: [IA32_TSC_DEADLINE]}
+  msr: {read: [IA32_EFER, 0x1b], write: [IA32_X2APIC_EOI]}
   io: [0x3f8, 0x60-0x64]
   exceptions: ["#PF", 6]
   cr0: [ts]

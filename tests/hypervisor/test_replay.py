@@ -187,7 +187,7 @@ def test_the_profile_comes_from_the_caller_then_from_the_trace():
     assert replay(trace("steps: cpuid")).shape.name == "skylake_sp"
     with pytest.raises(UnknownName, match="did you mean haswell"):
         replay(source, "hasswell")
-    with pytest.raises(UnknownName, match="t.yaml:2:10: unknown profile 'z80'"):
+    with pytest.raises(UnknownName, match=r"t\.yaml:2:10: unknown profile 'z80'"):
         trace("profile: z80\nsteps: cpuid")
 
 

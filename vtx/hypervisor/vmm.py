@@ -35,8 +35,10 @@ Handler = Callable[["Cpu", "Exit"], Any]
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "exit_reasons"
 
-#: So many exits that change nothing at all, one after the other, are a loop that never ends.
-_PATIENCE = 64
+#: Every so many exits the VMM looks whether anything has changed since it looked last ...
+_LOOK_EVERY = 8
+#: ... and if nothing at all has, so many times, the guest is in a loop that never ends.
+_PATIENCE = 8
 #: How many exits lie between two calls of the VMM's `watch`.
 _WATCH_EVERY = 256
 
@@ -300,9 +302,10 @@ class VmmLoop:
             The guest's program has ended.
         """
         for count in itertools.count():
-            if self.watch is not None and not count % _WATCH_EVERY:
-                self.watch()
-            self._notice(cpu, exit)
+            if not count % _LOOK_EVERY:
+                self._notice(cpu, exit)
+                if self.watch is not None and not count % _WATCH_EVERY:
+                    self.watch()
             self.handle(cpu, exit)
             if self._stopped:
                 return

@@ -103,8 +103,9 @@ def _notice_fault(processor: Processor, vector: int, error_code: int | None) -> 
     times = times + 1 if place == last else 0
     processor.same_fault = (place, times)
     if times >= _MAX_SAME_FAULTS:
+        cursor = processor.cursors[-1]
         raise EmulationStopped(
-            f"{program.current() or 'the guest'} at {program.address or 0:#x} raises "
+            f"{cursor.current() or 'the guest'} at {cursor.address or 0:#x} raises "
             f"{GuestFault(vector, error_code)} again and again, and the guest's handler of it "
             "changes nothing"
         )

@@ -18,6 +18,11 @@ __all__ = ["CpuidValues", "Identification", "cpuid"]
 
 _HIGHEST_BASIC, _HIGHEST_EXTENDED, _HIGHEST_HYPERVISOR = 0x16, 0x8000_0008, 0x4000_0000
 _OSXSAVE = 27
+#: EBX, ECX, EDX: "GenuineIntel" in the order EBX, EDX, ECX, and "vtxvtxvtxvtx" in plain order.
+_VENDOR, _VMM = (
+    tuple(int.from_bytes(word, "little") for word in words)
+    for words in ((b"Genu", b"ntel", b"ineI"), (b"vtxv", b"txvt", b"xvtx"))
+)
 
 #: Feature bits of leaf 1 that every CPU with VMX has: SSE3, CX16, and hypervisor present.
 _LEAF_1_ECX = 1 << 0 | 1 << 13 | 1 << 31
@@ -76,11 +81,11 @@ def cpuid(shape: Shape, leaf: int, apic_id: int = 0) -> CpuidValues:
         Of the logical processor.
     """
     if leaf == 0:
-        return CpuidValues(_HIGHEST_BASIC, *_words(b"Genu", b"ntel", b"ineI"))
+        return CpuidValues(_HIGHEST_BASIC, *_VENDOR)
     if leaf == 1:
         values = [0x0000_06F0, apic_id << 24 | 1 << 16 | 8 << 8, _LEAF_1_ECX, _LEAF_1_EDX]
     elif leaf == 0x4000_0000:
-        return CpuidValues(_HIGHEST_HYPERVISOR, *_words(b"vtxv", b"txvt", b"xvtx"))
+        return CpuidValues(_HIGHEST_HYPERVISOR, *_VMM)
     elif leaf == 0x8000_0000:
         return CpuidValues(_HIGHEST_EXTENDED)
     elif leaf == 0x8000_0001:
@@ -94,11 +99,6 @@ def cpuid(shape: Shape, leaf: int, apic_id: int = 0) -> CpuidValues:
         if home is not None and home[0] == leaf and _usable(shape, feature):
             values[home[1]] |= 1 << home[2]
     return CpuidValues(*values)
-
-
-def _words(ebx: bytes, ecx: bytes, edx: bytes) -> tuple[int, int, int]:
-    first, second, third = (int.from_bytes(word, "little") for word in (ebx, ecx, edx))
-    return first, second, third
 
 
 def _usable(shape: Shape, feature: str) -> bool:
