@@ -144,7 +144,7 @@ class Cpu(Processor):
     >>> from vtx import Cpu, Field, Vmcs
     >>> with Cpu(profile="skylake_sp") as cpu:
     ...     cpu.vmxon()
-    ...     cpu.load(Vmcs.for_64bit_guest())
+    ...     region = cpu.load(Vmcs.for_64bit_guest())
     ...     hex(cpu.vmread(Field.GUEST_RFLAGS))
     '0x202'
 
