@@ -137,6 +137,7 @@ def _counter_names() -> list[tuple[str, str, int | None]]:
 
 
 _COUNTERS = _counter_names()
+_NULL = ffi.NULL
 _CR0_PG = 1 << 31
 _CR4_PAE = 1 << 5
 _CR4_PGE = 1 << 7
@@ -199,6 +200,21 @@ class Mmu:
             Keep every reference of the walk in :attr:`Walk.steps`.
         """
         return self._call(lib.vtx_translate, context, gva, access, record)
+
+    def locate(self, context: Context, gva: int, access: int) -> int | Walk:
+        """Translate as :meth:`translate`; return the host-physical address alone.
+
+        Returns
+        -------
+        int or Walk
+            Where there is no translation, the walk that says why.
+        """
+        out = self._out
+        if lib.vtx_translate(self._c, context._c, gva, access, out, _NULL, 0):
+            self._out = ffi.new("vtx_walk *")
+            return Walk(out)
+        address: int = out.hpa
+        return address
 
     def walk(
         self, context: Context, gva: int, access: int = Access.LOAD, *, record: bool = True

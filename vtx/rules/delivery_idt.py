@@ -7,9 +7,11 @@ found it.
 
 from __future__ import annotations
 
+import struct
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from vtx.bits import bit
+from vtx.bits import MASK64, bit
 from vtx.errors import GuestFault, NotSupported
 from vtx.machine.registers import AccessRights, Efer, Rflags, Segment
 from vtx.rules.execution_context import is_linear_address, refresh_privilege
@@ -57,22 +59,23 @@ class Descriptor(NamedTuple):
     address: int
 
     @property
-    def rights(self) -> int:
-        """Access rights in the format of the VMCS."""
-        return self.value >> 40 & 0xF0FF
-
-    @property
     def dpl(self) -> int:
         """Descriptor privilege level."""
         return self.value >> 45 & 3
 
     def segment(self, selector: int) -> Segment:
         """Return the segment register that loading it gives."""
-        limit = self.value & 0xFFFF | self.value >> 32 & 0xF_0000
-        if bit(self.value, 55):
-            limit = limit << 12 | 0xFFF
-        base = self.value >> 16 & 0xFF_FFFF | self.value >> 32 & 0xFF00_0000
-        return Segment(selector, base, limit, self.rights | AccessRights.P)
+        return _segment(self.value, selector)
+
+
+@lru_cache
+def _segment(value: int, selector: int) -> Segment:
+    """Return what loading `selector` gives if `value` is its descriptor."""
+    limit = value & 0xFFFF | value >> 32 & 0xF_0000
+    if bit(value, 55):
+        limit = limit << 12 | 0xFFF
+    base = value >> 16 & 0xFF_FFFF | value >> 32 & 0xFF00_0000
+    return Segment(selector, base, limit, value >> 40 & 0xF0FF | AccessRights.P)
 
 
 def through_idt(processor: Processor, event: Event, rf: int) -> None:
@@ -113,7 +116,7 @@ def through_idt(processor: Processor, event: Event, rf: int) -> None:
         raise GuestFault(_GP, event.external, "the handler's address is not canonical")
     _push(processor, stack, frame, new_cpl)
     _mark_accessed(processor, code)
-    regs.rsp = stack - len(frame) & 0xFFFF_FFFF_FFFF_FFFF
+    regs.rsp = stack - len(frame) & MASK64
     regs.rip = gate.offset
     ss = regs.ss
     if new_cpl != cpl:
@@ -144,6 +147,7 @@ def _checked_gate(processor: Processor, event: Event) -> _Gate:
     return gate
 
 
+@lru_cache
 def _decode_gate(raw: int) -> _Gate:
     offset = raw & 0xFFFF | (raw >> 48 & 0xFFFF) << 16 | (raw >> 64 & 0xFFFF_FFFF) << 32
     return _Gate(
@@ -225,12 +229,12 @@ def _frame(processor: Processor, event: Event, rf: int) -> bytes:
     words = [rip, regs.cs.selector, rflags, regs.rsp, regs.ss.selector]
     if event.error_code is not None:
         words.insert(0, event.error_code)
-    return b"".join((word & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "little") for word in words)
+    return struct.pack(f"<{len(words)}Q", *(word & MASK64 for word in words))
 
 
 def _push(processor: Processor, stack: int, frame: bytes, new_cpl: int) -> None:
     """Write the frame below `stack`, as the handler's privilege level."""
-    bottom = stack - len(frame) & 0xFFFF_FFFF_FFFF_FFFF
+    bottom = stack - len(frame) & MASK64
     if not is_linear_address(processor, bottom):
         raise GuestFault(_SS, 0, "the handler's stack is not canonical")
     write(processor, bottom, frame, supervisor=new_cpl < 3, delivery=True)

@@ -27,6 +27,10 @@ _WRITES = frozenset(
     | set(range(0x320, 0x380, 16))
 )
 _READS = _WRITES | {0x030} | set(range(0x100, 0x280, 16))
+# Asked for at every access, so under names that need no look-up in a class.
+_PROC1, _PROC2 = Field.PRIMARY_PROCESSOR_BASED_CONTROLS, Field.SECONDARY_PROCESSOR_BASED_CONTROLS
+_SECONDARY = int(Proc1.ACTIVATE_SECONDARY_CONTROLS)
+_APIC_ACCESSES = int(Proc2.VIRTUALIZE_APIC_ACCESSES)
 _READ, _WRITE, _FETCH, _DELIVERY = 0, 1, 2, 3
 
 
@@ -86,10 +90,7 @@ def virtualized(
 def page(vmcs: Vmcs) -> int | None:
     """Return the address of the APIC-access page, None if accesses are not virtualized."""
     values = vmcs.values
-    # Asked at every access, so the rarest condition comes first.
-    if (
-        values[Field.SECONDARY_PROCESSOR_BASED_CONTROLS] & Proc2.VIRTUALIZE_APIC_ACCESSES
-        and values[Field.PRIMARY_PROCESSOR_BASED_CONTROLS] & Proc1.ACTIVATE_SECONDARY_CONTROLS
-    ):
+    # The rarest condition comes first.
+    if values[_PROC2] & _APIC_ACCESSES and values[_PROC1] & _SECONDARY:
         return values[Field.APIC_ACCESS_ADDRESS] & ~0xFFF
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["EFFECTS", "TRANSFERS"]
 
 _BP, _OF, _DB = 3, 4, 1
-_FRAME_BYTES = 40
+#: What IRET pops: RIP, CS, RFLAGS, RSP, SS.
+_FRAME = struct.Struct("<5Q")
 #: Flags that IRET and POPF load at any privilege level.
 _USER_FLAGS = (
     Rflags.CF | Rflags.PF | Rflags.AF | Rflags.ZF | Rflags.SF | Rflags.TF | Rflags.DF
@@ -129,10 +131,8 @@ def _return(processor: Processor, skipped: int) -> None:
     regs = processor.regs
     if regs.rflags & Rflags.NT:
         raise GuestFault(GP, 0, "IRET with NT 1 in IA-32e mode")
-    raw = read(processor, regs.rsp + skipped & MASK64, _FRAME_BYTES)
-    rip, cs, rflags, rsp, ss = (
-        int.from_bytes(raw[n : n + 8], "little") for n in range(0, _FRAME_BYTES, 8)
-    )
+    raw = read(processor, regs.rsp + skipped & MASK64, _FRAME.size)
+    rip, cs, rflags, rsp, ss = _FRAME.unpack(raw)
     cs &= 0xFFFF
     ss &= 0xFFFF
     code = _return_code_segment(processor, cs)

@@ -14,12 +14,11 @@ from vtx.facts.controls import Proc2
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
 from vtx.machine.exit_information import ExitInformation
-from vtx.machine.mmu import Access, WalkStatus
+from vtx.machine.mmu import Access, Walk, WalkStatus
 from vtx.machine.registers import Cr0
 from vtx.rules.execution_apic_page import page, virtualized
 
 if TYPE_CHECKING:
-    from vtx.machine.mmu import Walk
     from vtx.machine.processor import Processor
 
 __all__ = [
@@ -79,10 +78,10 @@ def translate(processor: Processor, linear: int, access: int, *, delivery: bool 
     AddressError
         The tables lead beyond the machine's memory.
     """
-    walk = processor.mmu.translate(processor.context, linear, access)
-    if walk.ok:
-        return walk.hpa
-    raise stopped(processor, walk, delivery=delivery)
+    place = processor.mmu.locate(processor.context, linear, access)
+    if isinstance(place, Walk):
+        raise stopped(processor, place, delivery=delivery)
+    return place
 
 
 def guest_physical(processor: Processor, address: int, access: int) -> int:
@@ -156,10 +155,9 @@ def _virtualization_exception(processor: Processor, walk: Walk) -> GuestFault:
 
 def _reach(processor: Processor, linear: int, size: int, kind: int, delivery: bool) -> int:
     """Return the host-physical address of an access within one page, the APIC's included."""
-    walk = processor.mmu.translate(processor.context, linear, kind)
-    if not walk.ok:
-        raise stopped(processor, walk, delivery=delivery)
-    address = walk.hpa
+    address = processor.mmu.locate(processor.context, linear, kind)
+    if isinstance(address, Walk):
+        raise stopped(processor, address, delivery=delivery)
     vmcs = processor.vmcs
     assert vmcs is not None
     apic = page(vmcs)
@@ -223,6 +221,8 @@ def read(
         The access delivers an event.
     """
     access = Access.IMPLICIT_LOAD if supervisor else Access.LOAD
+    if linear & 0xFFF <= _PAGE - size:
+        return processor.memory.read(_reach(processor, linear, size, access, delivery), size)
     pieces = _pages(processor, linear, size, access, delivery)
     return b"".join(processor.memory.read(address, count) for address, count in pieces)
 
@@ -243,8 +243,12 @@ def write(
     access = Access.MODIFY if modify else Access.STORE
     if supervisor:
         access = Access.IMPLICIT_STORE
+    size = len(content)
+    if linear & 0xFFF <= _PAGE - size:
+        processor.memory.write(_reach(processor, linear, size, access, delivery), content)
+        return
     done = 0
-    for address, count in _pages(processor, linear, len(content), access, delivery):
+    for address, count in _pages(processor, linear, size, access, delivery):
         processor.memory.write(address, content[done : done + count])
         done += count
 
