@@ -470,7 +470,7 @@ def _xen_4_12_controls(page: _Page) -> None:
         )
     if page.proc2 & _EPT:
         page("EPT pointer = 0x{:016x}  EPTP index = 0x{:04x}", F.EPT_POINTER, F.EPTP_INDEX)
-    count = page.values[F.CR3_TARGET_COUNT]
+    count = min(page.values[F.CR3_TARGET_COUNT], 4)
     for n in range(0, count - 1, 2):
         first, second = F[f"CR3_TARGET_VALUE_{n}"], F[f"CR3_TARGET_VALUE_{n + 1}"]
         page(f"CR3 target{n}={{:016x}} target{n + 1}={{:016x}}", first, second)

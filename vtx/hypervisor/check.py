@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vtx.facts.fields import Field
 from vtx.facts.msrs import Msr
@@ -23,6 +23,9 @@ from vtx.rules.check import CHECKS
 from vtx.rules.declaration import Check, Kind, Stage
 from vtx.rules.entry_msr_load import MSR_LOAD_RULES
 from vtx.rules.entry_msr_load import MsrEntry as LoadedEntry
+
+if TYPE_CHECKING:
+    from vtx.machine.processor import Processor
 
 __all__ = ["BrokenRule", "Cpu", "Judgement", "Undecidable", "judge"]
 
@@ -255,25 +258,47 @@ def _untangle(dump: Dump, outcome: Outcome) -> None:
 #: Rules about which MSRs a model refuses: only the processor itself can tell.
 _OF_THE_MODEL = "msrload.model_specific"
 _WRMSR = "msrload.wrmsr_would_fault"
+_MSR = 0xFFFF_FFFF
+#: As many entries as IA32_VMX_MISC[27:25] can recommend to have at most.
+_MOST_ENTRIES = 4096
 
 
 def _judge_msr_load(bench: Bench, outcome: Outcome) -> None:
-    """Judge the entries of the VM-entry MSR-load area that the dump shows."""
+    """Judge the entries of the VM-entry MSR-load area that the input shows."""
     dump = bench.dump
+    entries, need = dump.msr_load, ""
+    if not entries:
+        try:
+            entries = _entries_in_memory(bench)
+        except Missing as missing:
+            need = missing.need
+    if need:
+        rules = (check for check, _ in MSR_LOAD_RULES if check.id != _OF_THE_MODEL)
+        outcome.undecidable += [Undecidable(check, (need,)) for check in rules]
     failed = _failed_entry(dump)
-    shape = most(outcome.assumed or Assumed())
-    processor = bench.processor(shape)
-    for entry in dump.msr_load:
-        name = _msr_name(entry.msr)
-        loaded = LoadedEntry(entry.msr, entry.value)
-        detail = f"the entry for {name} with {entry.value:#018x}"
-        broken = _broken_entry_rule(loaded, processor, entry is failed)
+    processor = bench.processor(most(outcome.assumed or Assumed()))
+    for entry in entries:
+        name = _msr_name(entry.msr & _MSR)
+        detail = f"the entry for {name} with the value {entry.value:#018x}"
+        broken = _broken_entry_rule(LoadedEntry(entry.msr, entry.value), processor)
         if broken is not None:
             outcome.broken.append(BrokenRule(broken, detail=detail))
         elif entry is failed:
-            outcome.broken.append(
-                BrokenRule(CHECKS[_WRMSR], detail=f"the processor refused {detail}")
-            )
+            refused = BrokenRule(CHECKS[_WRMSR], detail=f"the processor refused {detail}")
+            outcome.broken.append(refused)
+
+
+def _entries_in_memory(bench: Bench) -> list[MsrEntry]:
+    """Read the whole area (raises Missing)."""
+    count = bench.vmcs[Field.VM_ENTRY_MSR_LOAD_COUNT]
+    if not count:
+        return []
+    start = bench.vmcs[Field.VM_ENTRY_MSR_LOAD_ADDRESS]
+    area = bench.memory.read(start, 16 * min(count, _MOST_ENTRIES))
+    return [
+        MsrEntry(at // 16, *(int.from_bytes(area[at + n : at + n + 8], "little") for n in (0, 8)))
+        for at in range(0, len(area), 16)
+    ]
 
 
 def _failed_entry(dump: Dump) -> MsrEntry | None:
@@ -287,13 +312,13 @@ def _failed_entry(dump: Dump) -> MsrEntry | None:
     return None
 
 
-def _broken_entry_rule(entry: LoadedEntry, processor: object, refused: bool) -> Check | None:
+def _broken_entry_rule(entry: LoadedEntry, processor: Processor) -> Check | None:
     """Return the rule that an entry surely breaks; of an MSR nobody knows, WRMSR says nothing."""
     for check, rule in MSR_LOAD_RULES:
         if check.id == _OF_THE_MODEL or (check.id == _WRMSR and not _is_known(entry.msr)):
             continue
         try:
-            if not rule(entry, processor):  # type: ignore[arg-type]
+            if not rule(entry, processor):
                 return check
         except Missing:
             continue

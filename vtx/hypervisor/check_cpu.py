@@ -84,6 +84,15 @@ class _EveryFeature(frozenset[str]):
         return iter(("general_counters_32", "fixed_counters_16"))
 
 
+class _AnyCpu(Shape):
+    """A CPU that nobody has named: nobody knows the revision of its VMCSs."""
+
+    @property
+    def revision_id(self) -> int:
+        """VMCS revision identifier: not known."""
+        raise Missing("the VMCS revision identifier (IA32_VMX_BASIC)")
+
+
 def _named(key: str) -> int:
     """Return the mask of the controls of a group that the manual names."""
     return sum(map(int, GROUPS[key].members))
@@ -142,7 +151,7 @@ def _capabilities(most: bool, assumed: Assumed) -> dict[int, int]:
 def most(assumed: Assumed) -> Shape:
     """Return the CPU that supports everything the manual describes."""
     widths = (assumed.maxphyaddr, assumed.linear_bits)
-    return Shape("any CPU", _capabilities(True, assumed), *widths, features=_EveryFeature())
+    return _AnyCpu("any CPU", _capabilities(True, assumed), *widths, features=_EveryFeature())
 
 
 @lru_cache(maxsize=64)
@@ -150,7 +159,7 @@ def least(assumed: Assumed) -> Shape:
     """Return the CPU that supports only what all CPUs with VMX do."""
     features = frozenset({"general_counters_2", "fixed_counters_0"})
     widths = (assumed.maxphyaddr, assumed.linear_bits)
-    return Shape("any CPU", _capabilities(False, assumed), *widths, features=features)
+    return _AnyCpu("any CPU", _capabilities(False, assumed), *widths, features=features)
 
 
 def with_widths(shape: Shape, maxphyaddr: int, linear_bits: int) -> Shape:

@@ -166,13 +166,16 @@ class Bench:
 
 
 def _vmm_is_64bit(dump: Dump) -> bool | None:
-    """Tell whether the VMM runs in IA-32e mode: its addresses say so if they have 64 bits."""
+    """Tell whether the VMM runs in IA-32e mode: addresses of 64 bits say so.
+
+    One alone may be what is wrong with the VMCS.
+    """
     addresses = (
         Field.HOST_RIP, Field.HOST_RSP, Field.HOST_GDTR_BASE, Field.HOST_IDTR_BASE,
         Field.HOST_TR_BASE, Field.HOST_GS_BASE,
     )  # fmt: skip
-    values = dump.values
-    return True if any(values.get(name, 0) >= _ABOVE_4G for name in addresses) else None
+    high = sum(dump.values.get(name, 0) >= _ABOVE_4G for name in addresses)
+    return True if high > 1 else None
 
 
 @dataclass

@@ -36,9 +36,9 @@ class MsrEntry(NamedTuple):
     Attributes
     ----------
     position : int
-        Place in the area, from 0.
+        Place in the area, from 0; -1 if only the processor's refusal is shown.
     msr, value : int
-        Address and data.
+        Bits 63:0 (the MSR's address, and reserved bits that are 0) and 127:64.
     """
 
     position: int
