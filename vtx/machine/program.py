@@ -319,7 +319,9 @@ class Cursor:
     Attributes
     ----------
     index : int
-        Operation that executes next.
+        Number of the operation that executes next.
+    operation : Instruction, Stream or None
+        That operation; None at the end of the program.
     record : int
         Next record, while the operation is a stream.
     iterations : dict of int to int
@@ -337,11 +339,11 @@ class Cursor:
     """
 
     __slots__ = (
-        "_operation",
         "address",
         "error_code_bytes",
         "index",
         "iterations",
+        "operation",
         "page_fault",
         "program",
         "reached",
@@ -361,12 +363,12 @@ class Cursor:
         self.record = 0
         self.reached = False
         self.iterations: dict[int, int] = {}
-        self._operation: Instruction | Stream | None = None
+        self.operation: Instruction | Stream | None = None
         self._settle()
 
     def current(self) -> Instruction | Stream | None:
         """Return the operation that executes next, or None at the end of the program."""
-        return self._operation
+        return self.operation
 
     def advance(self) -> None:
         """Step over the current operation, round a loop where one ends."""
@@ -388,22 +390,21 @@ class Cursor:
 
     def _settle(self) -> None:
         """Pass over loop ends, and open a stream at its first record."""
-        operations, count = self.program.operations, len(self.program.operations)
-        operation: Operation | None = None
-        while self.index < count:
-            operation = operations[self.index]
+        operations, index = self.program.operations, self.index
+        count, iterations = len(operations), self.iterations
+        self.operation = None
+        while index < count:
+            operation = operations[index]
             if not isinstance(operation, Loop):
+                self.operation = operation
+                if isinstance(operation, Stream):
+                    self.record = operation.start
                 break
-            done = self.iterations.get(self.index, 0) + 1
+            done = iterations.get(index, 0) + 1
             if done < operation.count:
-                self.iterations[self.index] = done
-                self.index = operation.start
+                iterations[index] = done
+                index = operation.start
             else:
-                self.iterations.pop(self.index, None)
-                self.index += 1
-        else:
-            operation = None
-        assert not isinstance(operation, Loop)
-        if isinstance(operation, Stream):
-            self.record = operation.start
-        self._operation = operation
+                iterations.pop(index, None)
+                index += 1
+        self.index = index

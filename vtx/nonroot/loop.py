@@ -9,16 +9,16 @@ from vtx.errors import EmulationStopped, EndOfTrace, GuestFault, InputError
 from vtx.facts.controls import Proc1
 from vtx.machine.events import Event as Counted
 from vtx.machine.exit_information import ExitInformation
-from vtx.machine.mmu import WalkStatus
+from vtx.machine.mmu import Access, WalkStatus
 from vtx.machine.program import Instruction, Stream
 from vtx.machine.registers import Activity, Rflags
 from vtx.nonroot.kernel import NEEDS_RIP, arrive, enter_handler, page_in
 from vtx.nonroot.position import at_record, is_fetch, jump, resume, stand
 from vtx.rules.boundary import after_vm_entry, at_boundary, is_quiet, steps_to_timer, tick
 from vtx.rules.delivery import exception, fault_event
-from vtx.rules.execution import execute, fetch
+from vtx.rules.execution import execute
 from vtx.rules.execution_flow import TRANSFERS
-from vtx.rules.execution_memory import ExitTaken, stopped
+from vtx.rules.execution_memory import ExitTaken, access, stopped
 from vtx.rules.exiting import decide
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = ["Guest"]
 _TF, _RF = int(Rflags.TF), int(Rflags.RF)
 _STI_OR_MOV_SS = 3
 _SINGLE_STEP = 1 << 14
+_FETCH = Access.FETCH
 _MAX_JUMPS = 100_000
 
 
@@ -57,7 +58,7 @@ class Guest:
         vmcs = processor.vmcs
         assert vmcs is not None
         self.quiet = is_quiet(processor)
-        self.traps = bool(vmcs.proc1 & Proc1.MONITOR_TRAP_FLAG)
+        self.traps = bool(not self.quiet and vmcs.proc1 & Proc1.MONITOR_TRAP_FLAG)
         self.jumps = 0
 
     def enter(self, *, entered: bool) -> ExitInformation | None:
@@ -79,7 +80,7 @@ class Guest:
         processor = self.processor
         while True:
             cursor = processor.cursors[-1]
-            operation = cursor.current()
+            operation = cursor.operation
             if isinstance(operation, Instruction):
                 if not operation.length:
                     exits = self._arrive(cursor, operation)
@@ -214,7 +215,7 @@ class Guest:
         blocking = regs.interruptibility_state & _STI_OR_MOV_SS
         flags = regs.rflags
         try:
-            fetch(processor, instruction)
+            access(processor, regs.rip, instruction.length, _FETCH)
             if cursor.page_fault is not None:
                 page_in(processor, cursor)
             exits = decide(processor, instruction)

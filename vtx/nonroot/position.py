@@ -36,10 +36,11 @@ def is_fetch(record: int) -> bool:
 
 def stand(regs: Registers, cursor: Cursor) -> None:
     """Let RIP reference what the cursor executes next; at the end of a program it stays."""
-    operation = cursor.current()
+    operation = cursor.operation
     if isinstance(operation, Instruction):
-        regs.rip = operation.rip
-    elif operation is not None:
+        cursor.address = regs.rip = operation.rip
+        return
+    if operation is not None:
         regs.rip = _stream_rip(operation, cursor.record, regs.rip)
     cursor.address = regs.rip
 
@@ -72,15 +73,16 @@ def resume(regs: Registers, cursor: Cursor) -> None:
     EmulationStopped
         The program has no step there.
     """
-    rip, operation = regs.rip, cursor.current()
+    rip, operation = regs.rip, cursor.operation
     if cursor.address is None:
         _begin(cursor, rip)
     elif rip == cursor.address:
         return
-    elif isinstance(operation, Instruction) and rip in (operation.rip, operation.end):
-        if rip == operation.end:
-            cursor.advance()
-            cursor.address = rip
+    elif isinstance(operation, Instruction) and rip == operation.end:
+        cursor.advance()
+        cursor.address = rip
+    elif isinstance(operation, Instruction) and rip == operation.rip:
+        return
     elif isinstance(operation, Stream) and 0 < rip - cursor.address <= MAX_INSTRUCTION_BYTES:
         _skip_in_stream(cursor, operation)
     else:
@@ -94,7 +96,8 @@ def _begin(cursor: Cursor, rip: int) -> None:
     if not isinstance(operation, Instruction) or rip == operation.rip:
         return
     if operation.rip:
-        jump(cursor, rip)
+        if operation.length:  # an event stands nowhere
+            jump(cursor, rip)
         return
     program = cursor.program
     operations = place(program.operations, rip)

@@ -49,6 +49,8 @@ _BLOCKED = Interruptibility.STI | Interruptibility.MOV_SS
 _ENABLED_BREAKPOINT, _SINGLE_STEP = 1 << 12, 1 << 14
 _DEBUG_CONDITIONS = 0x1_480F
 _WATCHED = Proc1.INTERRUPT_WINDOW_EXITING | Proc1.NMI_WINDOW_EXITING | Proc1.MONITOR_TRAP_FLAG
+_TPR_SHADOW = int(Proc1.USE_TPR_SHADOW)
+_PROC1 = Field.PRIMARY_PROCESSOR_BASED_CONTROLS
 _ASLEEP = frozenset({Activity.SHUTDOWN, Activity.WAIT_FOR_SIPI})
 
 #: What a level says: an exit; True if it delivered an event to the guest; None if there is none.
@@ -64,11 +66,11 @@ def _vmcs(processor: Processor) -> Vmcs:
 def is_quiet(processor: Processor) -> bool:
     """Tell whether the controls alone rule out events that arise while the guest runs."""
     vmcs = _vmcs(processor)
-    return (
-        processor.preemption_timer is None
-        and not vmcs.proc1 & _WATCHED
-        and not vmcs.proc2 & Proc2.VIRTUAL_INTERRUPT_DELIVERY
-    )
+    proc1 = vmcs.values[_PROC1]
+    if processor.preemption_timer is not None or proc1 & _WATCHED:
+        return False
+    # Without a TPR shadow there are no virtual interrupts.
+    return not (proc1 & _TPR_SHADOW and vmcs.proc2 & Proc2.VIRTUAL_INTERRUPT_DELIVERY)
 
 
 # The VMX-preemption timer. It counts down when bit X of the TSC changes; X is IA32_VMX_MISC[4:0].
@@ -255,11 +257,12 @@ def after_vm_entry(processor: Processor) -> ExitInformation | None:
     Interrupts": the TPR threshold, MTF after an injection, PPR virtualization.
     """
     vmcs = _vmcs(processor)
-    if vmcs.proc1 & Proc1.MONITOR_TRAP_FLAG and processor.delivered is not None:
+    proc1 = vmcs.values[_PROC1]
+    if processor.delivered is not None and proc1 & Proc1.MONITOR_TRAP_FLAG:
         processor.pending.mtf = True
-    proc2 = vmcs.proc2
-    if not vmcs.proc1 & Proc1.USE_TPR_SHADOW:
+    if not proc1 & _TPR_SHADOW:
         return None
+    proc2 = vmcs.proc2
     if proc2 & Proc2.VIRTUAL_INTERRUPT_DELIVERY:
         ppr_virtualization(processor)
     elif proc2 & Proc2.VIRTUALIZE_APIC_ACCESSES and tpr_below_threshold(processor):

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from vtx.bits import MASK32, MASK64
 from vtx.errors import NotSupported
 from vtx.machine.exit_information import ExitInformation
-from vtx.machine.mmu import Access
 from vtx.rules import (
     execution_data,
     execution_flow,
@@ -22,13 +21,12 @@ from vtx.rules import (
     execution_vmx,
 )
 from vtx.rules.execution_apic import apic_write
-from vtx.rules.execution_memory import access
 
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
     from vtx.machine.program import Instruction
 
-__all__ = ["EFFECTS", "execute", "fetch"]
+__all__ = ["EFFECTS", "execute"]
 
 Effect = Callable[["Processor", "Instruction"], ExitInformation | None]
 
@@ -41,17 +39,6 @@ EFFECTS: dict[str, Effect] = {
     **execution_vmx.EFFECTS,
 }
 _TRANSFERS = execution_flow.TRANSFERS
-
-
-def fetch(processor: Processor, instruction: Instruction) -> None:
-    """Fetch an instruction: translate its address, and that of its last byte on the next page.
-
-    Raises
-    ------
-    GuestFault, ExitTaken
-        The fetch faults, or exits.
-    """
-    access(processor, processor.regs.rip, instruction.length, Access.FETCH)
 
 
 def execute(processor: Processor, instruction: Instruction) -> ExitInformation | None:
