@@ -307,6 +307,17 @@ def test_steps_of_processors_run_in_the_order_of_the_file():
     assert run.exits == {Why.CPUID: 7}
 
 
+def test_a_stream_may_run_on_any_processor_and_begin_with_an_interrupt():
+    text = (
+        "processors: 2\nstream: {file: sqlite.u64.xz, stop: 40000}\n"
+        "interrupts: {vector: 32, every: 10000}\n"
+        "steps: |\n  @1 stream 0 20000\n  stream 20000 40000\n"
+    )
+    run = replay(trace(text))
+    assert run.exits[Why.EXTERNAL_INTERRUPT] == 3
+    assert {record.processor for record in run.events.exits} == {0, 1}
+
+
 def test_processors_share_memory_and_have_a_vpid_each():
     text = (
         "processors: 2\nsteps: |\n  store 0x7000 value=5\n  @1 load rbx, 0x7000\n"
