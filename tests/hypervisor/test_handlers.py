@@ -578,6 +578,21 @@ def test_wrong_handlers():
         vtx.Vmm(print)
 
 
+def test_what_is_left_to_a_vmm_that_knows_its_guest():
+    """Real-mode start, SMM, tasks, devices behind the APIC-access page, PASIDs, sub-pages."""
+    assert set(Why) - set(vtx.Vmm()._defaults) == {
+        Why.INIT_SIGNAL,
+        Why.STARTUP_IPI,
+        Why.IO_SMI,
+        Why.OTHER_SMI,
+        Why.TASK_SWITCH,
+        Why.APIC_ACCESS,
+        Why.SPP_RELATED_EVENT,
+        Why.ENQCMD_PASID_TRANSLATION_FAILURE,
+        Why.ENQCMDS_PASID_TRANSLATION_FAILURE,
+    }
+
+
 def test_a_reason_without_a_handler():
     with pytest.raises(UnhandledExit, match="INIT signal"):
         run("init\nnop")

@@ -11,8 +11,9 @@ about the guest. Any of them can be replaced, one by one::
         cpu.skip(exit)
 
 or by functions marked with :func:`on` and given to :class:`Vmm`, or by methods of a subclass.
-Reasons that are left without a handler (task switches, SMM, accesses to the APIC-access page ...)
-end the run with a sentence that says what happened.
+Reasons that are left without a handler (INIT and start-up IPIs, SMM, task switches, accesses to
+the APIC-access page, sub-page permissions, PASID translation) end the run with a sentence that
+says what happened.
 """
 
 from __future__ import annotations
