@@ -178,9 +178,7 @@ class VMfailValid(VMfail):
         Id of the VM-entry check that failed, for errors 7 and 8.
     """
 
-    def __init__(
-        self, instruction: str, error: int, why: str, check: str | None = None
-    ) -> None:
+    def __init__(self, instruction: str, error: int, why: str, check: str | None = None) -> None:
         self.instruction = instruction
         self.error = int(error)
         self.why = why
