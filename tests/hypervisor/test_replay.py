@@ -400,6 +400,11 @@ def test_a_vmm_runs_a_program_on_a_cpu_of_ones_own():
         vmm = vtx.Vmm()
         assert vmm.run(cpu, load_trace(TRACES / "01-cpuid.yaml")) == "halted"
         assert vmm.vcpu(cpu).halted
+    vmm.stop("end", "a handler says so")
+    with vtx.Cpu() as cpu:
+        cpu.vmxon()
+        cpu.load(vtx.Vmcs.for_64bit_guest())
+        assert vmm.run(cpu, load_trace(TRACES / "01-cpuid.yaml")) == "halted", "a stop ends one run"
     with vtx.Cpu() as cpu:
         cpu.vmxon()
         with pytest.raises(VMfailInvalid):

@@ -20,6 +20,7 @@ from vtx.machine.image import GIB, GUEST_BASE
 
 if TYPE_CHECKING:
     from vtx.cpu import Cpu
+    from vtx.hypervisor.trace import Trace
     from vtx.machine.exit import Exit
     from vtx.machine.image import GuestImage
     from vtx.machine.program import Program
@@ -265,7 +266,7 @@ class VmmLoop:
 
     # ---- The loop -----------------------------------------------------------------------------
 
-    def run(self, cpu: Cpu, program: Program | None = None) -> str:
+    def run(self, cpu: Cpu, program: Program | Trace | None = None) -> str:
         """Launch the guest and handle its exits until it ends.
 
         Parameters
@@ -287,6 +288,7 @@ class VmmLoop:
         EmulationStopped
             The same exit happens over and over, and nothing changes.
         """
+        self._stopped = False
         try:
             self.loop(cpu, cpu.vmlaunch(program))
         except EndOfTrace:
