@@ -251,7 +251,8 @@ class Cpu(Processor):
 
     def vmwrite(self, encoding: int, source: Operand) -> Exit | None:
         """VMWRITE: write a field of the current VMCS."""
-        return self._done(vmx_fields.vmwrite(self, encoding, source))
+        info = vmx_fields.vmwrite(self, encoding, source)
+        return None if info is None else self._run(info)
 
     # ---- VM entry -------------------------------------------------------------------------
 

@@ -102,6 +102,8 @@ class Instruction:
     ----------
     sets : tuple of (str, int)
         Registers and the values that the step puts into them when it is first reached.
+    end : int
+        Linear address of the byte after it.
 
     Raises
     ------
@@ -117,6 +119,7 @@ class Instruction:
     line: int | None = None
     text: str = ""
     sets: tuple[tuple[str, int], ...] = field(init=False, default=(), compare=False, repr=False)
+    end: int = field(init=False, default=0, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         spec = INSTRUCTIONS.get(self.name)
@@ -126,15 +129,11 @@ class Instruction:
             _complete(self, spec)
         if not self.length and not spec.is_event:
             object.__setattr__(self, "length", encoded_length(_best_form(self), self.operands))
+        object.__setattr__(self, "end", self.rip + self.length & MASK64)
 
     def at(self, rip: int) -> Instruction:
         """Return the same step at linear address `rip`."""
         return replace(self, rip=rip & MASK64)
-
-    @property
-    def end(self) -> int:
-        """Linear address of the byte after it."""
-        return self.rip + self.length & MASK64
 
     def __str__(self) -> str:
         return self.text or self.name

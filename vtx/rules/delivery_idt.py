@@ -26,6 +26,8 @@ __all__ = ["Descriptor", "code_segment", "read_descriptor", "through_idt"]
 
 _TS, _NP, _SS, _GP = 10, 11, 12, 13
 _GATE_BYTES = 16
+#: What delivery pushes, from the lowest address: RIP, CS, RFLAGS, RSP, SS.
+_FRAME = struct.Struct("<5Q")
 _INTERRUPT_GATE, _TRAP_GATE = 14, 15
 _IN_IDT = 2
 #: Offsets into the 64-bit TSS (SDM, "Task Management in 64-bit Mode").
@@ -226,10 +228,11 @@ def _frame(processor: Processor, event: Event, rf: int) -> bytes:
     regs = processor.regs
     rip = regs.rip + (event.instruction_length if event.is_software else 0)
     rflags = regs.rflags & ~Rflags.RF | (Rflags.RF if rf else 0)
-    words = [rip, regs.cs.selector, rflags, regs.rsp, regs.ss.selector]
-    if event.error_code is not None:
-        words.insert(0, event.error_code)
-    return struct.pack(f"<{len(words)}Q", *(word & MASK64 for word in words))
+    system = regs.system
+    rsp = regs.rsp & MASK64
+    frame = _FRAME.pack(rip & MASK64, system.cs.selector, rflags, rsp, system.ss.selector)
+    code = event.error_code
+    return frame if code is None else (code & MASK64).to_bytes(8, "little") + frame
 
 
 def _push(processor: Processor, stack: int, frame: bytes, new_cpl: int) -> None:

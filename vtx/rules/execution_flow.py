@@ -188,7 +188,7 @@ def _drop_privileged_segments(processor: Processor, cpl: int) -> None:
     """Make data segments null that the new privilege level may not use."""
     regs = processor.regs
     for name in ("es", "ds", "fs", "gs"):
-        segment: Segment = getattr(regs, name)
+        segment: Segment = getattr(regs.system, name)
         if segment.usable and segment.dpl < cpl and segment.type & 0xC != 0xC:
             setattr(regs, name, Segment(0, segment.base, 0, 1 << 16))
 

@@ -387,7 +387,7 @@ def decide(processor: Processor, instruction: Instruction) -> ExitInformation | 
     try:
         for fault in row.faults:
             fault(processor, instruction)
-        answer = _exits(processor, instruction, row)
+        answer = isinstance(row, Unconditional) or _exits(processor, instruction, row)
     except ExitTaken as taken:
         return taken.information
     if not answer:
@@ -409,9 +409,7 @@ _Row = Unconditional | ByControl | ByRule
 _ROWS: dict[str, _Row] = {**UNCONDITIONAL, **BY_CONTROL, **BY_RULE}
 
 
-def _exits(processor: Processor, instruction: Instruction, row: _Row) -> Answer:
+def _exits(processor: Processor, instruction: Instruction, row: ByControl | ByRule) -> Answer:
     if isinstance(row, ByControl):
         return bool(getattr(processor.vmcs, row.group) & row.control)
-    if isinstance(row, ByRule):
-        return row.rule(processor, instruction)
-    return True
+    return row.rule(processor, instruction)
