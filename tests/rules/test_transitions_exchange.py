@@ -162,6 +162,31 @@ def test_exchanges_happen():
     assert cpu.vmcs.synced.paired
 
 
+@pytest.mark.parametrize("name", ["ss", "cs", "cr0", "dr7", "ssp"])
+def test_the_same_registers_at_every_exit(monkeypatch: pytest.MonkeyPatch, name: str):
+    # What VM entry loads is not always what was saved: SS when it is unusable, cache bits of CR0.
+    value = {"ss": SEGMENTS[1], "cs": SEGMENTS[0], "cr0": 0xE005_0033}.get(name, 0x2401)
+    rounds: list[Any] = [([("register", name, value)], [])] * 5 + [([], [])] * 2
+    fast = play(rounds)
+    monkeypatch.setattr(transitions, "exchange_for_guest", lambda processor, vmcs: False)
+    monkeypatch.setattr(transitions, "exchange_for_host", lambda processor, known: False)
+    assert fast == play(rounds)
+
+
+def test_a_handler_with_a_null_stack_segment_is_exchanged(monkeypatch: pytest.MonkeyPatch):
+    cpu = loaded()
+    for _ in range(3):
+        reenter(cpu)
+        cpu.regs.ss = Segment(0, 0, 0, 0x1_0000)
+        leave(cpu)
+    monkeypatch.setattr(transitions, "save_guest", None)
+    reenter(cpu)
+    assert cpu.regs.ss.access_rights == 0x1_4000
+    cpu.regs.ss = Segment(0, 0, 0, 0x1_0000)
+    leave(cpu)
+    assert cpu.vmcs.values[Field.GUEST_SS_ACCESS_RIGHTS] == 0x1_0000
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), st.integers(0, (1 << 64) - 1)))
 def test_exit_after_entry_leaves_guest_state_as_it_was(fields: dict[Field, int]):
