@@ -189,6 +189,17 @@ def _has_passed(verdict: Verdict, stage: Stage) -> bool:
     return stage is Stage.GUEST and verdict.basic_reason != _GUEST_STATE
 
 
+def _has_failed_before(verdict: Verdict, stage: Stage) -> bool:
+    """Tell whether the processor never came to a stage of checks."""
+    if verdict.kind == "vmfail_valid":
+        return stage > Stage.CONTROLS_AND_HOST
+    return (
+        verdict.kind == "entry_failure"
+        and verdict.basic_reason == _GUEST_STATE
+        and stage > Stage.GUEST
+    )
+
+
 def _explains(check: Check, verdict: Verdict) -> bool:
     """Tell whether breaking a rule leads to a verdict."""
     consequence = check.consequence
@@ -272,7 +283,7 @@ def _judge_msr_load(bench: Bench, outcome: Outcome) -> None:
             entries = _entries_in_memory(bench)
         except Missing as missing:
             need = missing.need
-    if need:
+    if need and not _has_failed_before(dump.verdict, Stage.MSR_LOAD):
         rules = (check for check, _ in MSR_LOAD_RULES if check.id != _OF_THE_MODEL)
         outcome.undecidable += [Undecidable(check, (need,)) for check in rules]
     failed = _failed_entry(dump)

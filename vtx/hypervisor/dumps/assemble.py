@@ -95,7 +95,7 @@ class _Cutter:
         self.time = item.time
 
     def _add_section(self, item: Item) -> None:
-        if item.ranks[0] == GUEST and (self.run.items or self.run.headed):
+        if item.ranks[0] == GUEST and (self.run.rows or self.run.headed):
             self.begin()
         self.run.headed = self.run.headed or item.ranks[0] == GUEST
         self._place(item)
