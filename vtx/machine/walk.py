@@ -169,7 +169,8 @@ class Walk:
     @property
     def status(self) -> WalkStatus:
         """How it ended."""
-        return STATUSES[self._c.status]
+        status: int = self._c.status
+        return STATUSES[status]
 
     @property
     def ok(self) -> bool:
@@ -194,7 +195,8 @@ class Walk:
     @property
     def source(self) -> Source:
         """What gave the translation."""
-        return _SOURCES[self._c.source]
+        source: int = self._c.source
+        return _SOURCES[source]
 
     @property
     def user(self) -> bool:
@@ -282,7 +284,7 @@ class RunResult(NamedTuple):
     """
 
     status: WalkStatus
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which no result needs
     operand: int = 0
     walk: Walk | None = None
 

@@ -155,10 +155,11 @@ def parse_document(text: str, name: str, what: str = "profile") -> Item:
     except yaml.YAMLError as error:  # characters that YAML forbids
         raise InputError(f"not YAML: {str(error).splitlines()[0]}", file=name) from None
     try:
+        _check_events(yaml.parse(text, Loader=type(loader)), name, what)
         node = loader.get_single_node()
         if node is None:
             raise InputError("the file is empty", file=name)
-        return _convert(loader, node, name, what, set(), 0)
+        return _convert(loader, node, name, what)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
@@ -193,28 +194,37 @@ def read_text(path: Path, what: str = "profile", most_bytes: int = _MOST_BYTES) 
         raise InputError("the file is not UTF-8 text", file=str(path), line=line) from None
 
 
-def _convert(
-    loader: Any, node: yaml.Node, file: str, what: str, seen: set[int], depth: int
-) -> Item:
+def _check_events(events: Iterator[Any], file: str, what: str) -> None:
+    """Refuse aliases and deep nesting before the tree is built: building it recurses in C."""
+    import yaml
+
+    depth = 0
+    for event in events:
+        mark = event.start_mark
+        if isinstance(event, yaml.AliasEvent):
+            place = Item(None, file, mark.line + 1, mark.column + 1)
+            raise place.error("aliases are not supported", hint="write the value again")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MOST_DEPTH:
+            place = Item(None, file, mark.line + 1, mark.column + 1)
+            raise place.error(f"too deeply nested for a {what}")
+
+
+def _convert(loader: Any, node: yaml.Node, file: str, what: str) -> Item:
     import yaml
 
     mark = node.start_mark
     place = (file, mark.line + 1, mark.column + 1)
-    if id(node) in seen:
-        raise Item(None, *place).error("aliases are not supported", hint="write the value again")
-    seen.add(id(node))
-    if depth > _MOST_DEPTH:
-        raise Item(None, *place).error(f"too deeply nested for a {what}")
     if isinstance(node, yaml.MappingNode):
-        return Item(dict(_entries(loader, node, file, what, seen, depth)), *place)
+        return Item(dict(_entries(loader, node, file, what)), *place)
     if isinstance(node, yaml.SequenceNode):
-        values = [_convert(loader, child, file, what, seen, depth + 1) for child in node.value]
-        return Item(values, *place)
+        return Item([_convert(loader, child, file, what) for child in node.value], *place)
     return Item(_scalar(loader, node, what, Item(None, *place)), *place)
 
 
 def _entries(
-    loader: Any, node: yaml.MappingNode, file: str, what: str, seen: set[int], depth: int
+    loader: Any, node: yaml.MappingNode, file: str, what: str
 ) -> Iterator[tuple[str, Item]]:
     import yaml
 
@@ -230,7 +240,7 @@ def _entries(
                 column=mark.column + 1,
             )
         names.add(key.value)
-        item = _convert(loader, value, file, what, seen, depth + 1)
+        item = _convert(loader, value, file, what)
         # An unknown key or a wrong block is found where its key stands.
         if isinstance(item.value, dict | list):
             item = Item(item.value, file, mark.line + 1, mark.column + 1)
