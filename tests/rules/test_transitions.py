@@ -565,6 +565,28 @@ def test_exits_are_counted_and_kept():
     assert cpu.events.counts[10][Event.FAULT_EXIT] == 0
 
 
+@pytest.mark.parametrize(
+    ("information", "faults"),
+    [
+        (0x8000_0B0E, 1),  # #PF
+        (0x8000_0306, 1),  # #UD
+        (0x8000_0301, 0),  # #DB
+        (0x8000_0202, 0),  # NMI
+        (0x8000_0501, 0),  # INT1
+        (0x8000_0603, 0),  # INT3
+        (0x8000_0604, 0),  # INTO
+    ],
+)
+def test_which_exceptions_count_as_faults(information: int, faults: int):
+    cpu = loaded()
+    reenter(cpu)
+    leave(cpu, ExitReason.EXCEPTION_OR_NMI, interruption_information=information)
+    from vtx.machine.events import Event
+
+    row = cpu.events.counts[ExitReason.EXCEPTION_OR_NMI]
+    assert (row[Event.VM_EXIT], row[Event.FAULT_EXIT]) == (1, faults)
+
+
 # ---- Translation ---------------------------------------------------------------------------------
 
 

@@ -32,6 +32,8 @@ __all__ = ["ENTRY_FAILURE", "VmxAbort", "entry_failure", "load_guest_state", "vm
 ENTRY_FAILURE = 1 << 31
 _VALID = 1 << 31
 _TYPE_NMI = 2 << 8
+_HARDWARE_EXCEPTION, _HARDWARE_DB = _VALID | 3 << 8, _VALID | 3 << 8 | 1
+_TYPE_MASK, _EVENT_MASK = _VALID | 0x700, _VALID | 0x7FF
 _NMI_EVENT = _VALID | 0x700
 _IA32E_MODE_GUEST = 1 << 9
 _NMI = int(Interruptibility.NMI)
@@ -64,9 +66,10 @@ _VECTORING = Field.IDT_VECTORING_INFORMATION
 _VECTORING_CODE = Field.IDT_VECTORING_ERROR_CODE
 _LENGTH = Field.VM_EXIT_INSTRUCTION_LENGTH
 _INFORMATION = Field.VM_EXIT_INSTRUCTION_INFORMATION
+_EXCEPTION_OR_NMI = ExitReason.EXCEPTION_OR_NMI
 
 #: Exits by an event that the processor finds out during execution, as opposed to an instruction
-#: that it was told to stop at: they cost more.
+#: that it was told to stop at: they cost more. Of EXCEPTION_OR_NMI only the faults count.
 _FAULT_EXITS = frozenset(
     {
         ExitReason.EXCEPTION_OR_NMI,
@@ -178,7 +181,16 @@ def _log_exit(processor: Processor, values: dict[int, int], info: ExitInformatio
             injected if injected & _VALID else 0,
         ),
     )
-    events.vm_exit(record, fault=reason in _FAULT_EXITS)
+    fault = reason in _FAULT_EXITS
+    if fault and reason == _EXCEPTION_OR_NMI:
+        fault = _is_fault(info.interruption_information)
+    events.vm_exit(record, fault=fault)
+
+
+def _is_fault(information: int) -> bool:
+    """Tell a fault from what came or was asked for: NMI, INT1, INT3, INTO, and #DB."""
+    exception = information & _TYPE_MASK == _HARDWARE_EXCEPTION
+    return exception and information & _EVENT_MASK != _HARDWARE_DB
 
 
 def _record_information(vmcs: Vmcs, info: ExitInformation) -> None:
