@@ -317,9 +317,9 @@ def test_posted_interrupts(bench: Bench, posted: set[int], own: int) -> None:
 
 
 @given(vtpr=st.integers(0, 255), threshold=st.integers(0, 15), accesses=st.booleans(),
-       shadow=st.booleans())  # fmt: skip
+       shadow=st.booleans(), state=st.sampled_from(Activity))  # fmt: skip
 def test_the_tpr_threshold_at_vm_entry(
-    bench: Bench, vtpr: int, threshold: int, accesses: bool, shadow: bool
+    bench: Bench, vtpr: int, threshold: int, accesses: bool, shadow: bool, state: Activity
 ) -> None:
     page = bench.page(0)
     processor = at(bench, proc1=int(Proc1.USE_TPR_SHADOW) if shadow else 0)
@@ -329,8 +329,10 @@ def test_the_tpr_threshold_at_vm_entry(
     bench.vmcs[F.VIRTUAL_APIC_ADDRESS] = page
     bench.vmcs[F.TPR_THRESHOLD] = threshold
     processor.memory.write_u32(page + 0x80, vtpr)
+    processor.regs.activity_state = state
     exit = after_vm_entry(processor)
-    assert (exit is not None) == (shadow and accesses and vtpr >> 4 < threshold)
+    awake = state in (Activity.ACTIVE, Activity.HLT)
+    assert (exit is not None) == (shadow and accesses and awake and vtpr >> 4 < threshold)
     assert exit is None or exit.reason == 43
 
 

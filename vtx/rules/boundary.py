@@ -265,6 +265,11 @@ def after_vm_entry(processor: Processor) -> ExitInformation | None:
     proc2 = vmcs.proc2
     if proc2 & Proc2.VIRTUAL_INTERRUPT_DELIVERY:
         ppr_virtualization(processor)
-    elif proc2 & Proc2.VIRTUALIZE_APIC_ACCESSES and tpr_below_threshold(processor):
+    elif (
+        proc2 & Proc2.VIRTUALIZE_APIC_ACCESSES
+        # The exit wakes a processor from HLT, but not from shutdown or wait-for-SIPI.
+        and processor.regs.activity_state not in _ASLEEP
+        and tpr_below_threshold(processor)
+    ):
         return ExitInformation(ExitReason.TPR_BELOW_THRESHOLD)
     return None
