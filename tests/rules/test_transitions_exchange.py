@@ -173,6 +173,15 @@ def test_the_same_registers_at_every_exit(monkeypatch: pytest.MonkeyPatch, name:
     assert fast == play(rounds)
 
 
+def test_an_msr_that_is_saved_but_not_loaded(monkeypatch: pytest.MonkeyPatch):
+    toggle = ("toggle", Field.VM_EXIT_CONTROLS, Exit1.LOAD_CET_STATE)
+    rounds: list[Any] = [([("msr", Msr.IA32_S_CET, 1)], [toggle]), ([], []), ([], [])]
+    fast = play(rounds)
+    monkeypatch.setattr(transitions, "exchange_for_guest", lambda processor, vmcs: False)
+    monkeypatch.setattr(transitions, "exchange_for_host", lambda processor, known: False)
+    assert fast == play(rounds)
+
+
 def test_a_handler_with_a_null_stack_segment_is_exchanged(monkeypatch: pytest.MonkeyPatch):
     cpu = loaded()
     for _ in range(3):

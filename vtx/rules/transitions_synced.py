@@ -186,6 +186,8 @@ def pair(regs: Registers, known: Synced) -> None:
         assert guest is not None
         known.to_guest = {m: v for m, v in known.guest_msrs.items() if msrs.get(m) != v}
         in_guest = dict(msrs) | known.to_guest
+        # An MSR that is saved but not loaded keeps the host's value, which the next exit saves.
+        known.paired = plan.saved(in_guest) == known.saved
         known.to_host = {m: v for m, v in known.host_msrs.items() if in_guest.get(m) != v}
         special = known.proc2 & _SPECIAL_CONTROLS or guest.cr4 & SMAP_OR_PKE
         known.plain = bool(known.proc2 & Proc2.ENABLE_VPID) and not special
