@@ -302,7 +302,7 @@ def test_refused_with_line_and_reason(tmp_path: Path, case: str) -> None:
         ("schema: 1\ninherits: mine.yaml\n", "inherits from this profile in turn"),
         ("schema: 1\ninherits: missing.yaml\n", "No such file"),
         ("schema: 1\n--- \nschema: 1\n", "not YAML"),
-        ("{" * 100, "not YAML"),
+        ("{" * 100, "too deeply nested"),
         ("[" * 30 + "]" * 30, "too deeply nested"),
         ("[" * 50_000, "too deeply nested"),
         ("\x01\x02", "not YAML"),

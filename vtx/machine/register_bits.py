@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from vtx.facts.members import plain_members
+
 __all__ = [
     "UNUSABLE",
     "AccessRights",
@@ -16,6 +18,7 @@ __all__ = [
 ]
 
 
+@plain_members
 class Cr0(IntEnum):
     """Bits of CR0 (SDM, "Control Registers"); a member is a mask."""
 
@@ -34,6 +37,7 @@ class Cr0(IntEnum):
     PG = 1 << 31
 
 
+@plain_members
 class Cr4(IntEnum):
     """Bits of CR4 (SDM, "Control Registers"); a member is a mask."""
 
@@ -68,6 +72,7 @@ class Cr4(IntEnum):
     FRED = 1 << 32
 
 
+@plain_members
 class Efer(IntEnum):
     """Bits of IA32_EFER (SDM, "Extended Feature Enable Register"); a member is a mask."""
 
@@ -79,6 +84,7 @@ class Efer(IntEnum):
     NXE = 1 << 11
 
 
+@plain_members
 class Rflags(IntEnum):
     """Bits of RFLAGS (SDM, "EFLAGS Register"); a member is a mask, IOPL of two bits."""
 
@@ -104,6 +110,7 @@ class Rflags(IntEnum):
     ID = 1 << 21
 
 
+@plain_members
 class AccessRights(IntEnum):
     """Bits of a segment's access rights as the VMCS holds them; fields of several bits as masks."""
 
@@ -124,6 +131,7 @@ class AccessRights(IntEnum):
 UNUSABLE = int(AccessRights.UNUSABLE)
 
 
+@plain_members
 class Activity(IntEnum):
     """Activity states (SDM, "Guest Non-Register State")."""
 
@@ -135,6 +143,7 @@ class Activity(IntEnum):
     WAIT_FOR_SIPI = 3
 
 
+@plain_members
 class Interruptibility(IntEnum):
     """Bits of the interruptibility state (SDM, "Guest Non-Register State"); masks."""
 
