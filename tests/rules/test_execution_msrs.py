@@ -208,3 +208,25 @@ def test_a_list_exits_in_its_middle(bench: Bench) -> None:
         assert exit.reason == reason
         assert processor.regs.rcx == left
         assert processor.regs.rip == bench.initial[F.GUEST_RIP]
+
+
+@pytest.mark.parametrize(("mask", "trap"), [(0b01, True), (0b11, False)])
+def test_a_trap_in_the_middle_of_a_list_comes_back_to_it(
+    bench: Bench, mask: int, trap: bool
+) -> None:
+    fields = {
+        F.PRIMARY_PROCESSOR_BASED_CONTROLS: ACTIVATE | Proc1.USE_MSR_BITMAPS | Proc1.USE_TPR_SHADOW,
+        F.SECONDARY_PROCESSOR_BASED_CONTROLS: int(Proc2.VIRTUALIZE_X2APIC_MODE),
+        F.MSR_BITMAP: bench.page(0),
+        F.VIRTUAL_APIC_ADDRESS: bench.page(0),
+        F.TPR_THRESHOLD: 5,
+    }
+    processor = bench(fields, rsi=0x7000, rdi=0x8000, rcx=mask)
+    for n, (msr, value) in enumerate([(Msr.IA32_X2APIC_TPR, 0x10), (Msr.IA32_STAR, 7)]):
+        processor.memory.write_u64(GUEST + 0x7000 + 8 * n, int(msr))
+        processor.memory.write_u64(GUEST + 0x8000 + 8 * n, value)
+    exit = execution(processor, "wrmsrlist")
+    assert exit is not None
+    assert (exit.reason, exit.trap) == (43, trap)
+    assert processor.regs.rcx == mask & ~1
+    assert (processor.regs.rip > bench.initial[F.GUEST_RIP]) == trap

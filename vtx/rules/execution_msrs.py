@@ -197,6 +197,9 @@ def wrmsrlist(processor: Processor, instruction: Instruction) -> ExitInformation
         regs.rcx &= regs.rcx - 1
         if exits is None and regs.rcx:
             exits = msr_list(processor, instruction)
+        elif exits is not None and regs.rcx:
+            # A trap behind one write of several: the guest resumes at the instruction itself.
+            exits.trap = False
         if exits is not None:
             return exits
     return None
