@@ -433,6 +433,24 @@ def test_a_triple_fault_ends_the_run():
     assert done.holds
 
 
+@pytest.mark.parametrize("exceptions", ["[]", "[13]", "[8, 13]"])
+def test_a_fault_in_delivery_of_a_fault_becomes_a_double_fault(exceptions):
+    header = (
+        f"ept: off\nexits: {{exceptions: {exceptions}}}\nvmcs: {{guest_idtr_limit: 0xcf}}\n"
+        "handlers:\n  8: |\n    mov r12, 8\n    hlt\n    iret\n"
+    )
+    done = run("exception vector=13 error_code=0", header)
+    assert done.registers["r12"] == 8
+    assert done.exits[Why.HLT] == 1
+
+
+@pytest.mark.parametrize("exceptions", ["[]", "[13]", "[8, 13]"])
+def test_a_fault_in_delivery_of_a_double_fault_shuts_down(exceptions):
+    header = f"ept: off\nexits: {{exceptions: {exceptions}}}\nvmcs: {{guest_idtr_limit: 0x6f}}"
+    with pytest.raises(EmulationStopped, match="triple fault"):
+        run("exception vector=13 error_code=0", header)
+
+
 @pytest.mark.parametrize(
     ("control", "step", "reason"),
     [

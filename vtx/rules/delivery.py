@@ -27,7 +27,15 @@ from vtx.rules.injected import EventType
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
 
-__all__ = ["Event", "deliver", "exception", "fault_event", "hand_over", "interruption_information"]
+__all__ = [
+    "Event",
+    "deliver",
+    "exception",
+    "fault_event",
+    "hand_over",
+    "interruption_information",
+    "makes_double_fault",
+]
 
 VALID = 1 << 31
 ERROR_CODE_VALID = 1 << 11
@@ -255,14 +263,29 @@ def _fault_in_delivery(processor: Processor, event: Event, nested: Event) -> Exi
         return _during_delivery(processor, _direct_exit(processor, nested), event)
     if event.vector == DF and event.type == EventType.HARDWARE_EXCEPTION:
         return ExitInformation(ExitReason.TRIPLE_FAULT)
-    if not _makes_double_fault(event, nested):
+    if not makes_double_fault(event, nested):
         return deliver(processor, nested)
     # An exit that the double fault causes itself does not report the original event.
     return exception(processor, Event(DF, EventType.HARDWARE_EXCEPTION, 0))
 
 
-def _makes_double_fault(event: Event, nested: Event) -> bool:
-    """Tell whether the two cannot be handled one after the other."""
+def makes_double_fault(event: Event, nested: Event) -> bool:
+    """Tell whether two events cannot be handled one after the other.
+
+    SDM, table "Conditions for Generating a Double Fault".
+
+    Parameters
+    ----------
+    event : Event
+        What was being delivered.
+    nested : Event
+        The exception that its delivery met.
+
+    Returns
+    -------
+    bool
+        They become #DF.
+    """
     if event.type != EventType.HARDWARE_EXCEPTION:
         return False
     if event.vector in _PAGE_FAULTS:

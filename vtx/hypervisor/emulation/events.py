@@ -9,6 +9,7 @@ from vtx.facts.exits import EXITS, ExitReason
 from vtx.facts.fields import Field
 from vtx.hypervisor.vmm import VmmLoop, on
 from vtx.machine.registers import Interruptibility, Rflags
+from vtx.rules.delivery import Event, makes_double_fault
 from vtx.rules.injected import DELIVER_ERROR_CODE, VALID, EventType
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ KICK_VECTOR = 0xF2
 
 TYPE_SHIFT = 8
 _NMI_UNBLOCKING = 1 << 12
-_UD, _GP, _PF, NMI_VECTOR = 6, 13, 14, 2
+_UD, _DF, _GP, _PF, NMI_VECTOR = 6, 8, 13, 14, 2
+_DOUBLE_FAULT = VALID | DELIVER_ERROR_CODE | EventType.HARDWARE_EXCEPTION << TYPE_SHIFT | _DF
 _BLOCKED = Interruptibility.STI | Interruptibility.MOV_SS
 
 #: Exits during which an event may have been on its way to the guest.
@@ -39,6 +41,11 @@ _SOFTWARE = frozenset(
         EventType.SOFTWARE_EXCEPTION,
     }
 )
+
+
+def _event(information: int) -> Event:
+    """Return the event that interruption information names."""
+    return Event(information & 0xFF, EventType(information >> TYPE_SHIFT & 7))
 
 
 class Events(VmmLoop):
@@ -59,7 +66,26 @@ class Events(VmmLoop):
         information = VALID | EventType.HARDWARE_EXCEPTION << TYPE_SHIFT | vector
         if error_code is not None:
             information |= DELIVER_ERROR_CODE
-        self.vcpu(cpu).event = (information, error_code or 0, 0)
+        self._queue(cpu, information, error_code or 0)
+
+    def _queue(self, cpu: Cpu, information: int, error_code: int, length: int = 0) -> None:
+        """Queue an exception; with one whose delivery it interrupted it may become #DF.
+
+        As on a processor without a VMM: a fault in delivery of #DF shuts the guest down.
+        """
+        vcpu = self.vcpu(cpu)
+        nested = _event(information)
+        if vcpu.event is not None and nested.type == EventType.HARDWARE_EXCEPTION:
+            interrupted = _event(vcpu.event[0])
+            if interrupted.vector == _DF and interrupted.type == EventType.HARDWARE_EXCEPTION:
+                self._shut_down(cpu.vmread(Field.GUEST_RIP))
+                return
+            if makes_double_fault(interrupted, nested):
+                information, error_code = _DOUBLE_FAULT, 0
+        vcpu.event = (information, error_code, length)
+
+    def _shut_down(self, rip: int) -> None:
+        self.stop("shutdown", f"the guest has shut down (triple fault) at RIP {rip:#x}")
 
     def invalid_opcode(self, cpu: Cpu) -> None:
         """Let the guest's current instruction end in #UD."""
@@ -175,7 +201,7 @@ class Events(VmmLoop):
             error_code = cpu.vmread(Field.VM_EXIT_INTERRUPTION_ERROR_CODE)
         if kind in _SOFTWARE:
             length = cpu.vmread(Field.VM_EXIT_INSTRUCTION_LENGTH)
-        self.vcpu(cpu).event = (information & ~_NMI_UNBLOCKING, error_code, length)
+        self._queue(cpu, information & ~_NMI_UNBLOCKING, error_code, length)
 
     @on(ExitReason.EXTERNAL_INTERRUPT)
     def external_interrupt(self, cpu: Cpu, exit: Exit) -> None:
@@ -214,7 +240,7 @@ class Events(VmmLoop):
     @on(ExitReason.TRIPLE_FAULT)
     def triple_fault(self, cpu: Cpu, exit: Exit) -> None:
         """Stop: a PC would reset."""
-        self.stop("shutdown", f"the guest has shut down (triple fault) at RIP {exit.rip:#x}")
+        self._shut_down(exit.rip)
 
     @on(
         ExitReason.ENTRY_FAILURE_GUEST_STATE,
