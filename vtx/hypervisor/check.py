@@ -82,6 +82,15 @@ class Judgement:
     assumed: dict[str, int]
     profile: str | None
 
+    @property
+    def suspects(self) -> list[Check]:
+        """Rules that the VMCS breaks on some CPUs, and that would explain the verdict."""
+        return [
+            rule.check
+            for rule in self.undecidable
+            if rule.on_some_cpus and not rule.settled and _explains(rule.check, self.verdict)
+        ]
+
 
 def judge(dump: Dump, cpu: Cpu | None = None) -> Judgement:
     """Judge the VMCS of a dump.

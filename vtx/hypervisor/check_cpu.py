@@ -66,7 +66,8 @@ _CR4_OF_ALL = 0x27FF
 #: CR4.LASS came with revision 081 of the manual.
 _CR4_LASS = 1 << 27
 _TRUE_CONTROLS = 1 << 55
-_CR3_TARGETS = 4 << 16
+#: IA32_VMX_MISC[24:16]: 4 on every CPU so far.
+_CR3_TARGETS, _CR3_TARGETS_MASK = 4 << 16, 0x1FF << 16
 #: What every CPU with EPT supports: walks of 4 levels, uncacheable and write-back tables.
 _EPT_OF_ALL = 1 << 6 | 1 << 8 | 1 << 14
 #: Groups whose capability MSR is a mask of allowed 1-settings.
@@ -135,7 +136,7 @@ def _capabilities(most: bool, assumed: Assumed) -> dict[int, int]:
     extensions = assumed.any_error_code << 56 | assumed.nested_exception << 58
     msrs: dict[int, int] = {
         Msr.IA32_VMX_BASIC: (_TRUE_CONTROLS if most else 0) | extensions,
-        Msr.IA32_VMX_MISC: _ALL if most else _CR3_TARGETS,
+        Msr.IA32_VMX_MISC: (_ALL & ~_CR3_TARGETS_MASK if most else 0) | _CR3_TARGETS,
         Msr.IA32_VMX_CR0_FIXED0: _CR0_FIXED0,
         Msr.IA32_VMX_CR0_FIXED1: _CR0_FIXED1,
         Msr.IA32_VMX_CR4_FIXED0: _CR4_FIXED0,

@@ -218,6 +218,9 @@ def _nothing_found(judgement: Judgement) -> str:
             "No broken rule found in what the dump shows: the one that led to the verdict is among "
             "those that cannot be judged."
         )
+        if judgement.suspects:
+            ids = ", ".join(check.id for check in judgement.suspects)
+            words += f" There are CPUs on which these are broken: {ids}."
     return _wrapped(words)
 
 
@@ -317,7 +320,12 @@ def as_dict(judgement: Judgement) -> dict[str, Any]:
         },
         "failures": [_failure(judgement, rule) for rule in judgement.failures],
         "undecidable": [
-            {"id": rule.check.id, "needs": list(rule.needs), "settled": rule.settled}
+            {
+                "id": rule.check.id,
+                "needs": list(rule.needs),
+                "on_some_cpus": rule.on_some_cpus,
+                "settled": rule.settled,
+            }
             for rule in judgement.undecidable
         ],
         "assumed": dict(judgement.assumed),
