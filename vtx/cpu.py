@@ -7,6 +7,7 @@ The rules decide; here their outcomes become what Python expects: a value, an ex
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,7 +24,7 @@ from vtx.machine.memory import Memory
 from vtx.machine.paging import FrameAllocator
 from vtx.machine.processor import Processor
 from vtx.machine.program import Cursor, Program
-from vtx.machine.registers import Interruptibility, Registers, TableRegister
+from vtx.machine.registers import Interruptibility, Registers, Rflags, TableRegister
 from vtx.machine.shape import Shape
 from vtx.machine.vmcs import Vmcs
 from vtx.rules import vmx_entry, vmx_fields, vmx_invalidation, vmx_operation, vmx_regions
@@ -40,7 +41,11 @@ __all__ = ["Cpu", "GuestEpt", "Machine", "MemoryOperand", "RegisterOperand"]
 #: The CPU that is modelled where none is asked for.
 DEFAULT_PROFILE = "skylake_sp"
 _STI_OR_MOV_SS = Interruptibility.STI | Interruptibility.MOV_SS
-_EXCEPTIONS = 32
+_TF = int(Rflags.TF)
+#: IA32_DEBUGCTL.BTF: single-step on branches, which no emulated instruction is.
+_BTF = 1 << 1
+_SINGLE_STEP = 1 << 14
+_EXCEPTIONS, _LAST_VECTOR = 32, 255
 _NMI_VECTOR, _BREAKPOINT, _OVERFLOW = 2, 3, 4
 
 
@@ -304,7 +309,17 @@ class Cpu(Processor):
         return self._run(None, entered=False)
 
     def set_program(self, program: Program | Trace) -> None:
-        """Let the guest execute `program` from its beginning."""
+        """Let the guest execute `program` from its beginning.
+
+        Raises
+        ------
+        InputError
+            The trace says more than what the guest executes: `vtx.replay` does that.
+        UsageError
+            It is neither a program nor a trace.
+        """
+        if isinstance(program, str | Path):
+            raise UsageError(f"load the trace first: vtx.load_trace({str(program)!r})")
         operations = program if isinstance(program, Program) else program.program
         self.cursors = [Cursor(operations)]
 
@@ -347,7 +362,10 @@ class Cpu(Processor):
         for field, value in vmcs.fields():
             if value and FIELDS[field].area is not Area.READ_ONLY:
                 if not self.shape.field_exists(field):
-                    raise NotSupported(f"{self.shape.name} has no VMCS field {FIELDS[field].name}")
+                    raise NotSupported(
+                        f"{self.shape.name} has no VMCS field {FIELDS[field].name}; "
+                        "Vmcs.for_64bit_guest(cpu.shape) sets only what a CPU has"
+                    )
                 self.vmwrite(field, value)
         if uses_ept and not vmcs[Field.EPT_POINTER]:
             self.vmwrite(Field.EPT_POINTER, self.ept.eptp)
@@ -357,13 +375,17 @@ class Cpu(Processor):
     def skip(self, exit: Exit) -> None:
         """Step over the instruction that caused `exit`, as a VMM that has emulated it does.
 
-        RIP moves by the instruction's length, and blocking by STI and MOV SS ends.
+        RIP moves by the instruction's length, blocking by STI and MOV SS ends, and with RFLAGS.TF
+        set a single-step trap waits behind the instruction.
         """
         length = exit.instruction_length
         self.vmwrite(Field.GUEST_RIP, exit.rip + length & 0xFFFF_FFFF_FFFF_FFFF)
         blocking = exit.read(Field.GUEST_INTERRUPTIBILITY_STATE)
         if blocking & _STI_OR_MOV_SS:
             self.vmwrite(Field.GUEST_INTERRUPTIBILITY_STATE, blocking & ~_STI_OR_MOV_SS)
+        if exit.read(Field.GUEST_RFLAGS) & _TF and not exit.read(Field.GUEST_IA32_DEBUGCTL) & _BTF:
+            pending = exit.read(Field.GUEST_PENDING_DEBUG_EXCEPTIONS)
+            self.vmwrite(Field.GUEST_PENDING_DEBUG_EXCEPTIONS, pending | _SINGLE_STEP)
 
     def inject(
         self,
@@ -386,7 +408,14 @@ class Cpu(Processor):
             What the exception pushes; 0 by default for exceptions that push one.
         instruction_length : int
             Of INT n, INT1, INT3 or INTO, in bytes.
+
+        Raises
+        ------
+        UsageError
+            There is no such vector.
         """
+        if not 0 <= vector <= _LAST_VECTOR:
+            raise UsageError(f"a vector is 0 to {_LAST_VECTOR}, not {vector}")
         if type is None:
             type = _default_type(vector)
         information = VALID | type << 8 | vector

@@ -122,7 +122,7 @@ def order(program: Program) -> list[object]:
 
 def test_a_stream_alone_is_the_whole_program(tmp_path):
     trace = trace_of(tmp_path, "stream: s.u64\n")
-    assert order(trace.program) == [(0, 20)]
+    assert order(trace.segments[0].program) == [(0, 20)]
     assert trace.references == 20
     assert trace.header.guest.demand
     assert trace.header.guest.user
@@ -146,7 +146,7 @@ def test_interrupts_and_schedule_stand_between_references(tmp_path):
     )
     tick = "external_interrupt vector=32"
     twice = ["int 0x81"] * 2
-    assert order(trace.program) == [
+    assert order(trace.segments[0].program) == [
         "nop", (2, 4), tick, (4, 10), tick, *twice, (10, 13), *twice, (13, 16), tick, (16, 18),
     ]  # fmt: skip
     assert trace.references == 16
@@ -159,7 +159,7 @@ def test_the_listing_says_where_the_stream_runs(tmp_path):
         "steps: |\n  int 0x80\n  repeat 2\n    stream 4 6\n    nop\n  end\n  stream 6 8\n",
     )
     rounds = [(4, 5), "pause", (5, 6), "nop"]
-    assert order(trace.program) == ["int 0x80", *rounds, *rounds, (6, 8)]
+    assert order(trace.segments[0].program) == ["int 0x80", *rounds, *rounds, (6, 8)]
 
 
 def test_steps_between_references_have_addresses_of_their_own(tmp_path):
@@ -168,7 +168,7 @@ def test_steps_between_references_have_addresses_of_their_own(tmp_path):
         "stream: s.u64\nschedule:\n  - {at: 5, steps: int 0x80}\n  - {at: 6, steps: int 0x81}\n"
         "steps: |\n  nop\n  stream\n",
     )
-    steps = [s for s in trace.program.operations if isinstance(s, Instruction)]
+    steps = [s for s in trace.segments[0].program.operations if isinstance(s, Instruction)]
     assert [step.rip for step in steps] == [0x7FFF_F000_0000, 0x7FFF_F000_8000, 0x7FFF_F000_8002]
 
 
@@ -200,3 +200,15 @@ def test_errors_say_where(tmp_path, text, line, says):
         assert trace_of(tmp_path, text).segments
     assert says in str(caught.value)
     assert caught.value.line == line, str(caught.value)
+
+
+def test_no_reference_touches_more_than_a_page(tmp_path):
+    path = tmp_path / "s.u64"
+    records = RECORDS.copy()
+    records[7] = 2 << 62 | 4096 << 48 | 0x1FF8
+    path.write_bytes(records.tobytes())
+    assert len(open_stream(path)) == 20
+    records[7] = 2 << 62 | 4097 << 48 | 0x1FF8
+    path.write_bytes(records.tobytes())
+    assert "record 7 of the stream" in fails(path)
+    assert "touches 4097 bytes, more than 4096" in fails(path)

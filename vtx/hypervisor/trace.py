@@ -15,7 +15,7 @@ from vtx.errors import InputError, UnknownName
 from vtx.hypervisor.expectations import read_expectations
 from vtx.hypervisor.header import KEYS, read_header
 from vtx.hypervisor.listing import Listing, StreamLine, parse_listing
-from vtx.hypervisor.options import Header
+from vtx.hypervisor.options import ExitOptions, Header
 from vtx.hypervisor.programs import Segment, length_of, segments_of
 from vtx.machine.program import Loop, Operation, Program
 from vtx.profiles.document import Item, parse_document, read_text
@@ -92,13 +92,30 @@ class Trace:
 
     @property
     def program(self) -> Program:
-        """The program of a trace for one logical processor.
+        """The program of a trace that says nothing else of the machine or its VMCS.
 
         Raises
         ------
         InputError
-            The trace is for several logical processors.
+            The trace is for several logical processors, or has settings that only a replay heeds.
         """
+        header = self.header
+        settings = {
+            "controls": header.controls,
+            "vmcs": header.vmcs,
+            "exits": header.exits != ExitOptions(),
+            "preemption_timer": header.preemption_timer,
+            "stream": header.stream,
+            "handlers": header.handlers,
+            "interrupts": header.insertions,
+        }
+        for name, setting in settings.items():
+            if setting:
+                raise InputError(
+                    f"{self.name} has {name!r}, which a program alone does not carry",
+                    file=self.file,
+                    hint="run it with vtx.replay",
+                )
         if self.header.processors > 1:
             raise InputError(
                 f"{self.name} is for {self.header.processors} logical processors",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vtx.bits import MASK32
+from vtx.errors import UsageError, VtxError
 from vtx.facts.controls import Proc2
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import ACCESS_HIGH, FIELDS, Field, Width, mask
@@ -155,11 +156,18 @@ def _vmread(
     return value
 
 
+def _unsupported(processor: Processor, name: str, encoding: object) -> VtxError:
+    """Return what to raise for an encoding that names no field of this CPU."""
+    if not isinstance(encoding, int):
+        return UsageError(f"{name} takes a member of vtx.Field or its encoding, not {encoding!r}")
+    why = f"no field of this CPU has encoding {encoding:#x}"
+    return fail_valid(processor, name, InstructionError.UNSUPPORTED_VMCS_COMPONENT, why)
+
+
 def _read_field(processor: Processor, vmcs: Vmcs, encoding: int) -> int:
     # 8. A field that the CPU has.
     if not _is_supported(processor.shape, encoding):
-        why = f"no field of this CPU has encoding {encoding:#x}"
-        raise fail_valid(processor, "VMREAD", InstructionError.UNSUPPORTED_VMCS_COMPONENT, why)
+        raise _unsupported(processor, "VMREAD", encoding)
     return vmcs.values[_HIGH[encoding]] >> 32 if encoding & 1 else vmcs.values[encoding]
 
 
@@ -244,8 +252,7 @@ def _write_field(processor: Processor, vmcs: Vmcs, encoding: int, value: int) ->
     shape = processor.shape
     # 9. A field that the CPU has.
     if not _is_supported(shape, encoding):
-        why = f"no field of this CPU has encoding {encoding:#x}"
-        raise fail_valid(processor, "VMWRITE", InstructionError.UNSUPPORTED_VMCS_COMPONENT, why)
+        raise _unsupported(processor, "VMWRITE", encoding)
     field = _HIGH.get(encoding, encoding)
     # 10. Not a read-only field, unless the CPU allows writing those (IA32_VMX_MISC[29]).
     if field not in shape.writable_fields:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from vtx.bits import MASK32, MASK64, is_canonical
-from vtx.errors import GuestFault
+from vtx.errors import GuestFault, UsageError
 from vtx.machine.mmu import Access
 from vtx.machine.registers import GPR_NAMES
 from vtx.rules import execution_memory
@@ -77,12 +77,16 @@ def read_operand(processor: Processor, operand: Operand, size: int) -> int:
     ------
     GuestFault
         #GP, #SS or #PF on reading memory.
+    UsageError
+        It is no operand.
     """
     if isinstance(operand, int):
         return operand
     if isinstance(operand, RegisterOperand):
         value: int = getattr(processor.regs, GPR_NAMES[operand.number])
         return value & mode_mask(processor)
+    if not isinstance(operand, MemoryOperand):
+        raise UsageError(f"an operand is an int, a MemoryOperand or a RegisterOperand: {operand!r}")
     return int.from_bytes(read_memory(processor, operand, size), "little")
 
 
