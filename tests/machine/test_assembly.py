@@ -120,7 +120,7 @@ def test_what_a_step_puts_into_registers() -> None:
         ("rdx", 0x3F8),
         ("rax", 0x41),
     )
-    assert parse_instruction("vmcall rdi=7 eax=0x1_0000_0002").sets == (("rdi", 7), ("rax", 2))
+    assert parse_instruction("vmcall rdi=7 eax=2").sets == (("rdi", 7), ("rax", 2))
 
 
 def test_operands_and_places() -> None:
@@ -259,3 +259,37 @@ def test_no_instruction_is_longer_than_the_architecture_allows() -> None:
     long = Form("long", (("address", "m"),), "66 F3 F2 0F 38 F8 F8 F8 /r id", {}, "long")
     with pytest.raises(InputError, match="15"):
         encoded_length(long, operands)
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "says"),
+    [
+        ("out dx, al port=0x10000", 17, "port 0x10000 does not fit into 16 bits"),
+        ("in al, dx port=-1", 16, "port -0x1 does not fit"),
+        ("rdmsr msr=0x1_0000_0000", 11, "msr 0x100000000 does not fit into 32 bits"),
+        ("urdmsr rax, rbx msr=-1", 21, "msr -0x1 does not fit"),
+        ("cpuid leaf=0x1_0000_0000", 12, "leaf 0x100000000 does not fit into 32 bits"),
+        ("cpuid ecx=0x1_0000_0000", 11, "ecx 0x100000000 does not fit into 32 bits"),
+        ("load 0x1_0000_0000_0000_0000", 6, "does not fit into 64 bits"),
+        ("load [rbx+0x1_0000_0000_0000_0000]", 6, "does not fit into 64 bits"),
+        ("store 0x7000 value=0x1_0000_0000_0000_0000", 20, "does not fit into 64 bits"),
+        ("cpuid rip=0x1_0000_0000_0000_0000", 11, "does not fit into 64 bits"),
+        ("cpuid length=16", 14, "no instruction has 16 bytes"),
+        ("cpuid length=-1", 14, "no instruction has -1 bytes"),
+        ("cpuid leaf=1 leaf=2", 14, "leaf is given twice"),
+        ("cpuid length=2 length=3", 16, "length is given twice"),
+    ],
+)
+def test_what_does_not_fit_is_refused(text: str, column: int, says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        parse_instruction(text)
+    assert caught.value.column == column
+    assert caught.value.hint
+
+
+def test_the_largest_numbers_fit() -> None:
+    assert dict(parse_instruction("out dx, al port=0xffff").sets)["rdx"] == 0xFFFF
+    assert dict(parse_instruction("rdmsr msr=0xffffffff").sets)["rcx"] == 0xFFFF_FFFF
+    assert dict(parse_instruction("cpuid leaf=-1").sets)["rax"] == 0xFFFF_FFFF
+    assert parse_instruction("cpuid length=15").length == 15
+    assert parse_instruction("load 0xffffffffffffffff").operands["displacement"] == (1 << 64) - 1

@@ -23,7 +23,7 @@ from vtx.facts.instructions import (
     InstructionSpec,
     Parameter,
 )
-from vtx.machine.encoding import default_segment, encoded_length
+from vtx.machine.encoding import MAX_INSTRUCTION_BYTES, default_segment, encoded_length
 from vtx.machine.program import Instruction, operand_value
 
 __all__ = ["parse_instruction"]
@@ -83,6 +83,7 @@ class _Operand:
         number = _number(word)
         if number is None:
             return "name"
+        _check_fits("the number", number, 64, self.column)
         self.number = number & MASK64
         return "imm"
 
@@ -93,6 +94,38 @@ def _number(word: str) -> int | None:
         return int(word, 0)
     except ValueError:
         return None
+
+
+def _check_fits(what: str, number: int, bits: int, column: int, *, signed: bool = True) -> None:
+    """Refuse a number that does not fit, rather than use a part of it."""
+    lowest = -(1 << bits - 1) if signed else 0
+    if not lowest <= number < 1 << bits:
+        raise InputError(
+            f"{what} {number:#x} does not fit into {bits} bits",
+            column=column,
+            hint=f"write a number from 0 to {(1 << bits) - 1:#x}",
+        )
+
+
+def _check_pair(spec: InstructionSpec, name: str, text: str, column: int) -> None:
+    """Refuse the number of a ``name=value`` pair that does not fit where it goes."""
+    number = _number(text)
+    if number is None:
+        return
+    if name == "length" and not 0 <= number <= MAX_INSTRUCTION_BYTES:
+        raise InputError(
+            f"no instruction has {number} bytes",
+            column=column,
+            hint=f"write length=1 to length={MAX_INSTRUCTION_BYTES}",
+        )
+    parameter = spec.parameters.get(name)
+    target = parameter.target if parameter is not None else name
+    if name == "msr" or target == "dx":
+        bits = 32 if name == "msr" else 16
+        _check_fits(name, number, bits, column, signed=False)
+    elif name != "length":
+        bits = 32 if _REGISTERS.get(target, ("",))[0] == "r32" else 64
+        _check_fits(name, number, bits, column)
 
 
 def _unknown_register(word: str, column: int) -> InputError:
@@ -128,6 +161,7 @@ def _memory_operand(text: str, column: int) -> dict[str, int]:
         position = match.end()
     if not body:
         raise InputError("the memory operand is empty", column=column, hint="write [rbx+0x10]")
+    _check_fits("the address", displacement, 64, column)
     operand["displacement"] = displacement & MASK64
     operand.setdefault("segment", default_segment(operand))
     return operand
@@ -274,6 +308,9 @@ def _pairs(text: str, start: int, spec: InstructionSpec, said: dict[str, int]) -
             word = text[position:].split()[0]
             raise InputError(f"{word!r} is not a name=value pair", column=start + position)
         name, column = match[1].lower(), start + position
+        if name in said or name in places:
+            raise InputError(f"{name} is given twice", column=column, hint="keep one of them")
+        _check_pair(spec, name, match[2], start + match.start(2))
         try:
             if name in _LENGTH_PAIRS:
                 places[name] = operand_value(None, match[2])
