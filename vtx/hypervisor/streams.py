@@ -29,6 +29,9 @@ _COMPRESSED: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open}
 _SUFFIXES = (".u64", ".npy", ".u64.xz", ".u64.gz")
 _CHECKED_AT_ONCE = 1 << 20
 _ADDRESS_BITS = 48
+_SIZE_MASK = (1 << 14) - 1
+#: No reference touches more than two pages.
+_MOST_BYTES = 4096
 
 
 def open_stream(path: Path) -> NDArray[np.uint64]:
@@ -131,12 +134,21 @@ def _check_size(size_bytes: int, path: Path) -> None:
 
 
 def _check(records: NDArray[np.uint64], path: Path) -> None:
-    """Refuse fetches of no bytes: the run loop keeps that encoding for instructions."""
+    """Refuse fetches of no bytes, which mean instructions to the run loop, and too large ones."""
     import numpy as np
 
-    shift = np.uint64(_ADDRESS_BITS)
+    shift, size_mask = np.uint64(_ADDRESS_BITS), np.uint64(_SIZE_MASK)
     for start in range(0, len(records), _CHECKED_AT_ONCE):
-        empty = np.flatnonzero(records[start : start + _CHECKED_AT_ONCE] >> shift == 0)
+        heads = records[start : start + _CHECKED_AT_ONCE] >> shift
+        large = np.flatnonzero(heads & size_mask > _MOST_BYTES)
+        if len(large):
+            first = int(large[0])
+            raise InputError(
+                f"record {start + first} of the stream {path} touches "
+                f"{int(heads[first]) & _SIZE_MASK} bytes, more than {_MOST_BYTES}",
+                hint="is it a stream? kind << 62 | size << 48 | linear address",
+            )
+        empty = np.flatnonzero(heads == 0)
         if len(empty):
             raise InputError(
                 f"record {start + int(empty[0])} of the stream {path} fetches 0 bytes",
