@@ -54,6 +54,13 @@ class VtxError(Exception):
     #: Exit code of the command line for this error.
     exit_code = 4
 
+    def at(self, file: str | None, line: int | None = None, column: int | None = None) -> VtxError:
+        """Let the sentence begin with a place, and return the error itself."""
+        place = ":".join(str(part) for part in (file, line, column) if part is not None)
+        if place:
+            self.args = (f"{place}: {self}",)
+        return self
+
 
 class UsageError(VtxError):
     """A command or a call was used wrongly (wrong option, wrong argument)."""

@@ -429,3 +429,54 @@ def test_compare_takes_a_trace_or_its_file():
         comparison = compare(source, ["nehalem"])
         assert len(comparison.priced) == 1
     assert len(compare(load_trace(TRACES / "01-cpuid.yaml")).outcomes) == len(names())
+
+
+# ---- Where a guest failed ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "place"),
+    [
+        ("steps: |\n  nop\n  load 0x40000000\n", InputError, r"^t\.yaml:4: .* 0x40000000, beyond"),
+        ("steps: |\n  store 0x7ffffffffff\n", InputError, r"^t\.yaml:3: .* 0x7ffffffffff, beyond"),
+        ("guest: {entry: 0x40000000}\nsteps: |\n  nop\n", InputError, r"^t\.yaml:4: .* beyond"),
+        ("ept: off\nsteps: |\n  load 0x40000000\n", InputError, r"^t\.yaml:4: .* beyond"),
+        ("steps: |\n  nop\n  load 0x3ffffffc size=8\n", InputError, r"^t\.yaml:4: .* beyond"),
+        ("steps: |\n  cpuid\n  ud2\n", EmulationStopped, r"^t\.yaml:4: ud2 .* #UD again"),
+        ("steps: |\n  cpuid\n  jmp 0x5000\n", EmulationStopped, r"^t\.yaml:4: .* no step at RIP"),
+        (
+            "steps: |\n  nop\n  load 0x800000000000\n",
+            EmulationStopped,
+            r"^t\.yaml:4: .* #GP\(0\) again",
+        ),
+        (
+            "steps: |\n  nop\nexpect:\n  memory: {0x7ffffffffff: 0}\n",
+            InputError,
+            r"^t\.yaml:5: .* 0x7ffffffffff is beyond",
+        ),
+        (
+            "vmcs: {guest_rflags: 0}\nsteps: |\n  nop\n",
+            EmulationStopped,
+            r"^t\.yaml: .*guest\.rflags",
+        ),
+    ],
+)
+def test_a_failure_names_file_and_line(text, error, place):
+    with pytest.raises(error, match=place):
+        replay(trace(text))
+
+
+def test_an_expected_check_must_exist():
+    with pytest.raises(
+        UnknownName, match=r"^t\.yaml:5:10: .* 'guest\.rflags\.reserved1'"
+    ) as caught:
+        trace("steps: |\n  nop\nexpect:\n  check: guest.rflags.reserved1\n")
+    assert "guest.rflags.reserved_1" in caught.value.suggestions
+
+
+@pytest.mark.parametrize(("address", "pages"), [(0x500000, 1), (0x500001, 2), (0x500FFF, 2)])
+def test_a_load_touches_every_page_that_it_covers(address, pages):
+    none = replay(trace("steps: |\n  nop\n"))
+    run = replay(trace(f"steps: |\n  load {address:#x} size=4096\n"))
+    # One more violation is that of the page table's entry for this part of memory.
+    assert run.exits[Why.EPT_VIOLATION] - none.exits[Why.EPT_VIOLATION] == pages

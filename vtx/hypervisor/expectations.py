@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vtx.errors import InputError, UnknownName
 from vtx.facts.exits import ExitReason, find_exit_reason
 from vtx.facts.fields import Field, find_field
 from vtx.facts.instructions import GENERAL_REGISTERS
@@ -74,7 +75,8 @@ def read_expectations(item: Item | None) -> tuple[Expected, ...]:
             text = value.value if isinstance(value.value, str) else value.text(key)
             expected.append(Expected(Expectation.CONSOLE, "", text, value.line))
         elif key == "check":
-            expected.append(Expected(Expectation.CHECK, "", value.text(key), value.line))
+            check = at(value, lambda v=value: _find_check(v.text("check")))  # type: ignore[misc]
+            expected.append(Expected(Expectation.CHECK, "", check, value.line))
         elif key == "outcome":
             outcome = value.choice(key, OUTCOMES)
             expected.append(Expected(Expectation.OUTCOME, "", outcome, value.line))
@@ -87,16 +89,21 @@ def read_expectations(item: Item | None) -> tuple[Expected, ...]:
 
 
 def _find_register(name: str) -> str:
-    from vtx.errors import UnknownName
-
     if name.lower() not in _REGISTERS:
         raise UnknownName("register", name, _REGISTERS)
     return name.lower()
 
 
-def _find_address(name: str) -> int:
-    from vtx.errors import InputError
+def _find_check(name: str) -> str:
+    # The rules take a while to import, and few traces expect a check.
+    from vtx.rules.check import CHECKS
 
+    if name not in CHECKS:
+        raise UnknownName("VM-entry check", name, CHECKS)
+    return name
+
+
+def _find_address(name: str) -> int:
     try:
         address = int(name, 0)
     except ValueError:
@@ -127,8 +134,19 @@ def check_expectations(
         The run.
     read_u64 : callable
         Reads 64 bits at an offset into the guest's memory.
+
+    Raises
+    ------
+    InputError
+        The guest has no memory at an address; with file and line.
     """
-    return tuple(_check(expected, run, read_u64) for expected in expectations)
+    results = []
+    for expected in expectations:
+        try:
+            results.append(_check(expected, run, read_u64))
+        except InputError as error:  # an address beyond the guest's memory
+            raise error.at(run.file, expected.line) from None
+    return tuple(results)
 
 
 def _check(expected: Expected, run: Run, read_u64: Callable[[int], int]) -> Result:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtx.errors import EmulationStopped, EndOfTrace, InputError, VMfail, VMfailValid
+from vtx.errors import EmulationStopped, EndOfTrace, InputError, VMfail, VMfailValid, VtxError
 from vtx.facts.fields import Field
 from vtx.facts.instructions import GENERAL_REGISTERS
 from vtx.hypervisor.expectations import check_expectations
@@ -19,6 +19,7 @@ from vtx.hypervisor.setup import check_support, make_guest, make_machine
 from vtx.hypervisor.trace import Trace, load_trace
 from vtx.machine.program import Instruction
 from vtx.machine.shape import Shape
+from vtx.nonroot.kernel import _MAX_SAME_FAULTS
 
 if TYPE_CHECKING:
     from vtx.cpu import Cpu, Machine
@@ -35,6 +36,9 @@ Progress = Callable[[int, int], Any]
 
 #: Outcomes that are errors unless the trace expects them.
 _FAILURES = frozenset({"shutdown", "entry_failure", "vmfail"})
+_PAGE_FAULT = 14
+#: The guest's memory is mapped in the lower half of the linear-address space.
+_USER_TOP = 1 << 47
 _IN_VMCS = {
     "rip": Field.GUEST_RIP,
     "rsp": Field.GUEST_RSP,
@@ -115,6 +119,8 @@ class _Player:
         self.vmm = vmm
         self.failure: VMfail | None = None
         self.check = ""
+        #: Line of the step at which the guest failed; none if it never executed one.
+        self.line: int | None = None
         vmm.begin(make_guest(trace.header, machine, trace.name, trace.entry_points))
         if progress is not None:
             vmm.watch = self._watcher(progress)
@@ -149,6 +155,9 @@ class _Player:
                 self._failed(failure)
             except InputError as error:
                 raise error.at(self.trace.file, self._line(cpu)) from None
+            except EmulationStopped as stop:
+                raise self._stopped(cpu, stop) from None
+            self.line = self._line(cpu) if cpu.steps else None
             return
 
     def _pager(self) -> DemandPaging | None:
@@ -163,6 +172,24 @@ class _Player:
         self.vmm.stop("vmfail", str(failure))
         if isinstance(failure, VMfailValid):
             self.check = failure.check or ""
+
+    def _stopped(self, cpu: Cpu, stop: EmulationStopped) -> VtxError:
+        """Return the error for a guest that cannot go on, with its place in the trace."""
+        file, line = self.trace.file, self._line(cpu)
+        guest, (fault, times) = self.machine.guest, cpu.same_fault
+        if guest is None or times < _MAX_SAME_FAULTS or not isinstance(fault, tuple):
+            return stop.at(file, line)
+        vector, _, address = fault[:3]
+        if vector != _PAGE_FAULT or not guest.size_bytes <= address < _USER_TOP:
+            return stop.at(file, line)
+        return InputError(
+            f"the step touches linear address {address:#x}, beyond the guest's memory of "
+            f"{guest.size_bytes:#x} bytes",
+            file=file,
+            line=line,
+            hint="give it more memory, correct the address, or page on demand: "
+            "guest: {map: demand}",
+        )
 
     def _line(self, cpu: Cpu) -> int | None:
         """Return the line of the step that a processor stands at."""
@@ -183,7 +210,7 @@ class _Player:
         trace, machine = self.trace, self.machine
         outcome = self.vmm.outcome
         if outcome in _FAILURES and not self._expected(outcome):
-            raise self.failure or EmulationStopped(self.vmm.message)
+            raise (self.failure or EmulationStopped(self.vmm.message)).at(trace.file, self.line)
         cpu = machine.cpus[0]
         assert cpu.vmcs is not None
         translation: dict[str, int] = {}
