@@ -288,7 +288,7 @@ def test_string_input_writes_the_guests_memory():
 
 
 def test_string_io_to_a_page_that_is_not_there_faults():
-    with pytest.raises(EmulationStopped, match="raises #PF"):
+    with pytest.raises(InputError, match="0x40000000, beyond the guest's memory"):
         run("insb port=0x60 address=0x40000000")
 
 
