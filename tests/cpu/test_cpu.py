@@ -337,7 +337,7 @@ def test_counting_by_reason():
     assert row[Event.VM_EXIT] == 2
     assert row[Event.VM_ENTRY] == 1
     assert row[Event.VMWRITE] == 1
-    assert row[Event.VMREAD] == 3
+    assert row[Event.VMREAD] == 4
     assert cpu.events.counts[GUEST][Event.VM_ENTRY] == 1
     cpu.invept(2)
     cpu.invvpid(2)
@@ -459,6 +459,18 @@ def test_skip(blocking: int):
     cpu.skip(exit)
     assert cpu.vmcs[Field.GUEST_RIP] == rip + 2
     assert cpu.vmcs[Field.GUEST_INTERRUPTIBILITY_STATE] == Interruptibility.NMI
+
+
+@pytest.mark.parametrize(
+    ("rflags", "debugctl", "pending"), [(0x302, 0, 1 << 14), (0x202, 0, 0), (0x302, 2, 0)]
+)
+def test_skip_leaves_a_single_step_trap_pending(rflags: int, debugctl: int, pending: int):
+    cpu = states.exited()
+    exit = cpu._run(states.vmx_exit())
+    cpu.vmcs[Field.GUEST_RFLAGS] = rflags
+    cpu.vmcs[Field.GUEST_IA32_DEBUGCTL] = debugctl
+    cpu.skip(exit)
+    assert cpu.vmcs[Field.GUEST_PENDING_DEBUG_EXCEPTIONS] == pending
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,16 @@ def test_osxsave_follows_cr4():
     assert done.registers["rcx"] >> 27 & 1 == 1
 
 
+def test_an_emulated_instruction_is_single_stepped():
+    header = (
+        "ept: off\nvmcs: {guest_rflags: 0x302}\n"
+        "handlers:\n  1: |\n    out 0x80, al value=0x44\n    iret\n"
+    )
+    done = run("nop\ncpuid\nnop\nhlt", header)
+    assert done.exits[Why.CPUID] == done.exits[Why.HLT] == 1
+    assert done.exits[Why.IO_INSTRUCTION] == 4, "behind HLT as well, which a trap ends"
+
+
 # ---- Control registers --------------------------------------------------------------------------
 
 
