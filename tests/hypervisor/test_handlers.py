@@ -256,6 +256,31 @@ def test_a_self_ipi_comes_back_as_an_interrupt():
     assert done.events.total(Event.INJECTION) == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "reached"),
+    [
+        (0x1_0000_0030, [1]),
+        (0x9_0000_0030, []),
+        (0x0004_0030, [0]),  # self, whatever the destination says
+        (0x2_0004_0030, [0]),
+        (0x0008_0030, [0, 1, 2]),
+        (0x000C_0030, [1, 2]),
+        (0xFFFF_FFFF_0000_0030, [0, 1, 2]),
+        (0xFFFF_FFFF_0000_0830, [0, 1, 2]),
+        (0x6_0000_0830, [1, 2]),  # logical: bits 1 and 2 of cluster 0
+        (0x1_0006_0000_0830, []),  # of cluster 1
+        (0x000C_0008, []),  # no such vector
+    ],
+)
+def test_destinations_of_interrupt_commands(command, reached):
+    vmm = vtx.Vmm()
+    machine = vtx.Machine("skylake_sp", processors=3)
+    for cpu in machine.cpus:
+        vmm.vcpu(cpu)
+    assert vmm.write_msr(machine.cpus[0], 0x830, command)
+    assert [n for n, vcpu in sorted(vmm.guest.vcpus.items()) if vcpu.interrupts] == reached
+
+
 # ---- I/O ----------------------------------------------------------------------------------------
 
 
