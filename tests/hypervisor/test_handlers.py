@@ -84,6 +84,34 @@ def test_masks_and_shadows_of_cr0():
     assert done.vmcs[Field.CR0_READ_SHADOW] == 0x80050033
 
 
+def test_reserved_bits_of_cr0_are_ignored():
+    done = run("mov cr0, rax value=0x9005007b\nmov rbx, cr0", "ept: off\nexits: {cr0: all}")
+    assert done.registers["rbx"] == 0x8005003B
+
+
+def emulated_cr0(value: int, **fields: int) -> tuple[bool, vtx.Cpu]:
+    """Let the default VMM write CR0 of a guest in compatibility mode."""
+    cpu = vtx.Machine("skylake_sp").cpus[0]
+    cpu.vmxon()
+    cpu.load(vtx.Vmcs.for_64bit_guest())
+    controls = cpu.vmread(Field.SECONDARY_PROCESSOR_BASED_CONTROLS)
+    cpu.vmwrite(Field.SECONDARY_PROCESSOR_BASED_CONTROLS, controls | 1 << 7 | 1 << 5)
+    cpu.vmwrite(Field.VPID, 7)
+    cpu.vmwrite(Field.GUEST_CS_ACCESS_RIGHTS, 0xC09B)
+    for name, field in fields.items():
+        cpu.vmwrite(Field[name.upper()], field)
+    return vtx.Vmm()._write_cr0(cpu, value), cpu
+
+
+def test_paging_goes_off_only_without_pcids_and_forgets_translations():
+    done, cpu = emulated_cr0(0x33)
+    assert done
+    assert cpu.vmread(Field.GUEST_CR0) == 0x33
+    assert cpu.events.total(Event.INVALIDATION) == 1
+    assert not emulated_cr0(0x33, guest_cr4=0x22020)[0]
+    assert not emulated_cr0(0x80000033, guest_cr4=0x802020)[0], "CET asks for WP"
+
+
 def test_lmsw_sets_the_low_bits_and_never_clears_pe():
     header = "ept: off\nexits: {cr0: [ts, mp]}"
     done = run("lmsw ax value=8\nmov rbx, cr0", header)

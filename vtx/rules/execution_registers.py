@@ -17,6 +17,7 @@ from vtx.facts.msrs import Msr
 from vtx.machine.encoding import has_memory_operand
 from vtx.machine.mmu import Access
 from vtx.machine.registers import AccessRights, Cr0, Cr4, Efer
+from vtx.rules.control_registers import CR0_FIXED_IN_PLACE, ControlState, cr0_fault, cr4_fault
 from vtx.rules.execution_context import refresh
 from vtx.rules.execution_memory import guest_physical, write
 from vtx.rules.exiting_faults import DB, GP, UD
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EFFECTS", "load_pdptes", "virtual_cr0", "virtual_cr4"]
 
-#: Bits of CR0 that software cannot change: writes are ignored.
-_CR0_FIXED_IN_PLACE = 0x1FFA_FFD0 & ~(Cr0.WP | Cr0.AM)
 _LMSW_BITS = 0xF
 _NO_INVALIDATE = 1 << 63
 _DR6_ONES, _DR6_WRITABLE = 0xFFFF_0FF0, 0xE00F
@@ -145,25 +144,17 @@ def _vmx_allows(processor: Processor, value: int, fixed0: Msr, fixed1: Msr) -> b
     return value & required == required and not value & ~processor.shape.msr(fixed1)
 
 
+def _control_state(processor: Processor) -> ControlState:
+    regs = processor.regs
+    code_64bit = bool(regs.cs.access_rights & AccessRights.L)
+    return ControlState(regs.cr0, regs.cr3, regs.cr4, regs.efer, code_64bit)
+
+
 def _cr0_fault(processor: Processor, value: int) -> str | None:
     """Return what is wrong with a value of CR0 (SDM, "MOV - Move to/from Control Registers")."""
-    regs = processor.regs
-    paging_begins = value & ~regs.cr0 & Cr0.PG
-    if value >> 32:
-        return "bits 63:32 are set"
-    if value & Cr0.PG and not value & Cr0.PE:
-        return "PG without PE"
-    if value & Cr0.NW and not value & Cr0.CD:
-        return "NW without CD"
-    if regs.cr4 & Cr4.CET and not value & Cr0.WP:
-        return "WP cleared while CR4.CET is 1"
-    if not value & Cr0.PG and (regs.in_64bit_mode or regs.cr4 & Cr4.PCIDE):
-        return "PG cleared in 64-bit mode or with CR4.PCIDE 1"
-    if paging_begins and regs.efer & Efer.LME:
-        if not regs.cr4 & Cr4.PAE:
-            return "PG set with EFER.LME 1 and CR4.PAE 0"
-        if regs.cs.access_rights & AccessRights.L:
-            return "PG set with EFER.LME 1 and CS.L 1"
+    fault = cr0_fault(value, _control_state(processor))
+    if fault:
+        return fault
     if not _vmx_allows(processor, value, Msr.IA32_VMX_CR0_FIXED0, Msr.IA32_VMX_CR0_FIXED1):
         return "a bit has a value that VMX operation does not support"
     return None
@@ -175,7 +166,7 @@ def _load_cr0(processor: Processor, value: int) -> None:
     fault = _cr0_fault(processor, value)
     if fault:
         raise GuestFault(GP, 0, f"CR0: {fault}")
-    value = value & ~_CR0_FIXED_IN_PLACE | regs.cr0 & _CR0_FIXED_IN_PLACE | Cr0.ET
+    value = value & ~CR0_FIXED_IN_PLACE | regs.cr0 & CR0_FIXED_IN_PLACE | Cr0.ET
     changed = value ^ regs.cr0
     efer = regs.efer
     if changed & Cr0.PG:
@@ -257,14 +248,9 @@ def load_pdptes(processor: Processor, cr3: int) -> None:
 
 def _cr4_fault(processor: Processor, value: int) -> str | None:
     """Return what is wrong with a value of CR4."""
-    regs = processor.regs
-    changed = value ^ regs.cr4
-    if regs.in_ia32e_mode and changed & (Cr4.PAE | Cr4.LA57):
-        return "PAE or LA57 changed in IA-32e mode"
-    if changed & value & Cr4.PCIDE and (not regs.in_ia32e_mode or regs.cr3 & 0xFFF):
-        return "PCIDE set outside IA-32e mode or with a PCID in CR3"
-    if value & Cr4.CET and not regs.cr0 & Cr0.WP:
-        return "CET without CR0.WP"
+    fault = cr4_fault(value, _control_state(processor))
+    if fault:
+        return fault
     if not _vmx_allows(processor, value, Msr.IA32_VMX_CR4_FIXED0, Msr.IA32_VMX_CR4_FIXED1):
         return "a bit has a value that VMX operation does not support"
     return None

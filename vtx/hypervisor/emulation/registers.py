@@ -10,7 +10,8 @@ from vtx.facts.fields import Field
 from vtx.facts.msrs import Msr
 from vtx.hypervisor.emulation.events import Events
 from vtx.hypervisor.vmm import on
-from vtx.machine.registers import Cr0, Cr4, Efer
+from vtx.machine.registers import AccessRights, Cr0, Cr4, Efer
+from vtx.rules.control_registers import CR0_FIXED_IN_PLACE, ControlState, cr0_fault, cr4_fault
 
 if TYPE_CHECKING:
     from vtx.cpu import Cpu
@@ -91,36 +92,41 @@ class RegisterAccesses(Events):
         return True
 
     def _write_cr0(self, cpu: Cpu, value: int) -> bool:
-        if value >> 32 or (value & Cr0.PG and not value & Cr0.PE):
-            return False
-        if value & Cr0.NW and not value & Cr0.CD:
-            return False
-        if not self._switch_mode(cpu, value):
+        state = self._control_state(cpu)
+        if cr0_fault(value, state):
             return False
         fixed0 = cpu.shape.msr(Msr.IA32_VMX_CR0_FIXED0)
         if cpu.vmcs is not None and cpu.vmcs.proc2 & Proc2.UNRESTRICTED_GUEST:
             fixed0 &= ~(Cr0.PE | Cr0.PG)
         elif fixed0 & ~value & (Cr0.PE | Cr0.PG):
             return False
-        cpu.vmwrite(Field.GUEST_CR0, value | fixed0 | Cr0.ET)
-        cpu.vmwrite(Field.CR0_READ_SHADOW, value | Cr0.ET)
+        value = value & ~CR0_FIXED_IN_PLACE | Cr0.ET
+        self._switch_mode(cpu, value, state.efer)
+        cpu.vmwrite(Field.GUEST_CR0, value | fixed0)
+        cpu.vmwrite(Field.CR0_READ_SHADOW, value)
+        if state.cr0 & ~value & Cr0.PG:
+            self.flush_guest(cpu)
         return True
 
-    def _switch_mode(self, cpu: Cpu, cr0: int) -> bool:
-        """Enter or leave IA-32e mode as paging goes on or off; return False if that is #GP(0)."""
-        efer = self.guest_efer(cpu)
+    def _control_state(self, cpu: Cpu) -> ControlState:
+        """Return what decides which values the guest's control registers take."""
+        return ControlState(
+            cpu.vmread(Field.GUEST_CR0),
+            cpu.vmread(Field.GUEST_CR3),
+            cpu.vmread(Field.GUEST_CR4),
+            self.guest_efer(cpu),
+            bool(cpu.vmread(Field.GUEST_CS_ACCESS_RIGHTS) & AccessRights.L),
+        )
+
+    def _switch_mode(self, cpu: Cpu, cr0: int, efer: int) -> None:
+        """Enter or leave IA-32e mode as paging goes on or off."""
         paging = bool(cr0 & Cr0.PG)
         if not efer & Efer.LME or paging == bool(efer & Efer.LMA):
-            return True
-        if paging and not cpu.vmread(Field.GUEST_CR4) & Cr4.PAE:
-            return False
-        if not paging and cpu.vmread(Field.GUEST_CS_ACCESS_RIGHTS) >> 13 & 1:
-            return False
+            return
         self.set_guest_efer(cpu, efer | Efer.LMA if paging else efer & ~Efer.LMA)
         controls = cpu.vmread(Field.VM_ENTRY_CONTROLS)
         mode = Entry.IA32E_MODE_GUEST
         cpu.vmwrite(Field.VM_ENTRY_CONTROLS, controls | mode if paging else controls & ~mode)
-        return True
 
     def guest_efer(self, cpu: Cpu) -> int:
         """Return the guest's IA32_EFER.
@@ -171,15 +177,12 @@ class RegisterAccesses(Events):
         allowed = cpu.shape.msr(Msr.IA32_VMX_CR4_FIXED1) & ~(Cr4.VMXE | Cr4.SMXE)
         if value & ~allowed:
             return False
-        long_mode = self.guest_efer(cpu) & Efer.LMA
-        old = cpu.vmread(Field.GUEST_CR4)
-        if long_mode and (not value & Cr4.PAE or (value ^ old) & Cr4.LA57):
-            return False
-        if value & ~old & Cr4.PCIDE and (not long_mode or cpu.vmread(Field.GUEST_CR3) & 0xFFF):
+        state = self._control_state(cpu)
+        if cr4_fault(value, state):
             return False
         cpu.vmwrite(Field.GUEST_CR4, value | cpu.shape.msr(Msr.IA32_VMX_CR4_FIXED0))
         cpu.vmwrite(Field.CR4_READ_SHADOW, value)
-        if (value ^ old) & (Cr4.PGE | Cr4.PAE | Cr4.PCIDE | Cr4.SMEP):
+        if (value ^ state.cr4) & (Cr4.PGE | Cr4.PAE | Cr4.PCIDE | Cr4.SMEP):
             self.flush_guest(cpu)
         return True
 
