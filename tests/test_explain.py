@@ -329,3 +329,9 @@ def test_the_facts_and_explanations_need_no_third_party_package() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("query", ["GUEST_RIP", "ENABLE_EPT"])
+def test_only_an_exit_reason_has_a_qualification(query):
+    with pytest.raises(UsageError, match=f"(?i){query} .* has no qualification"):
+        explain(query, qualification=5)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from vtx.errors import UnknownName, UsageError
+from vtx.errors import UnknownName, UsageError, VtxError
 from vtx.explanation.article import Article, BitTable, Explanation, Row
 from vtx.explanation.controls import control_articles
 from vtx.explanation.exits import exit_articles
@@ -73,6 +73,20 @@ def explain(
         return Explanation(text, tuple(_find(leading["rest"], word, qualification)))
 
 
+def _without_qualification(what: str, unknown: UnknownName) -> VtxError:
+    """Return the error for a qualification of something that is no exit reason."""
+    for kind, finder in _FINDERS.items():
+        try:
+            article = finder(what)[0]
+        except UnknownName:
+            continue
+        if kind != "exit":
+            return UsageError(
+                f"{article.name} ({article.kind}) has no qualification: only an exit reason has one"
+            )
+    return unknown
+
+
 def _find(what: str, kind: str | None, qualification: int | None) -> list[Article]:
     """Return what is known of `what`: of one kind, or of all."""
     if qualification is not None:
@@ -80,7 +94,10 @@ def _find(what: str, kind: str | None, qualification: int | None) -> list[Articl
             raise UsageError(f"a qualification belongs to an exit reason, not to kind {kind!r}")
         if qualification < 0 or qualification >> 64:
             raise UsageError(f"an exit qualification has 64 bits; {qualification:#x} does not fit")
-        return exit_articles(what, qualification)
+        try:
+            return exit_articles(what, qualification)
+        except UnknownName as unknown:
+            raise _without_qualification(what, unknown) from None
     if kind is not None:
         return _FINDERS[kind](what)
     articles: list[Article] = []
