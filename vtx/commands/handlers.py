@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from vtx.errors import InputError, VtxError
+from vtx.errors import InputError, VMfail, VtxError
 
 if TYPE_CHECKING:
     from types import ModuleType, TracebackType
 
     from vtx.hypervisor.handlers import Vmm
+    from vtx.hypervisor.vmm import Handler
 
 __all__ = ["blame_handlers", "load_handlers"]
 
@@ -42,13 +43,35 @@ def load_handlers(path: str | None) -> Vmm | None:
         if isinstance(value, type) and issubclass(value, Vmm) and value.__module__ == _MODULE
     ]
     try:
-        if len(classes) == 1:
-            return classes[0]()
-        if classes:
+        if len(classes) > 1:
             raise InputError(f"the file has {len(classes)} VMMs", hint="keep one of them")
-        return Vmm(module)
+        with blame_handlers(path):
+            vmm = classes[0]() if classes else Vmm(module)
     except InputError as error:
+        error.message = error.message.replace(_MODULE, "the file")
         raise error.at(path) from None
+    for handler in vmm.handlers():
+        _check_parameters(handler, path)
+    return vmm
+
+
+def _check_parameters(handler: Handler, path: str) -> None:
+    """Refuse a handler of the file that cannot be called with a processor and an exit."""
+    import inspect
+
+    code = getattr(handler, "__code__", None)
+    if code is None or code.co_filename != path:
+        return
+    signature = inspect.signature(handler)
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise InputError(
+            f"the handler {code.co_name}{signature} cannot be called with (cpu, exit)",
+            file=path,
+            line=code.co_firstlineno,
+            hint="give it these two parameters",
+        ) from None
 
 
 def _execute(path: str) -> ModuleType:
@@ -81,10 +104,16 @@ def _execute(path: str) -> ModuleType:
 def blame_handlers(path: str | None) -> Iterator[None]:
     """Turn an exception that the file's own code raises into one that names its line.
 
-    Errors of vtx pass as they are; so does everything in which no line of the file had a part.
+    Errors of vtx pass as they are, but for a VMX instruction of the file that failed; so does
+    everything in which no line of the file had a part.
     """
     try:
         yield
+    except VMfail as error:
+        line = _line_in(path, error.__traceback__)
+        if line is None:
+            raise
+        raise InputError(f"no VMfail is expected here: {error}", file=path, line=line) from error
     except VtxError:
         raise
     except Exception as error:
@@ -93,6 +122,11 @@ def blame_handlers(path: str | None) -> Iterator[None]:
             raise
         what = f"{type(error).__name__}: {error}"
         raise InputError(what, file=path, line=line) from error
+    except SystemExit as leaving:
+        line = _line_in(path, leaving.__traceback__)
+        if line is None:
+            raise
+        raise InputError("a file of handlers must not exit", file=path, line=line) from None
 
 
 def _line_in(path: str | None, trace: TracebackType | None) -> int | None:

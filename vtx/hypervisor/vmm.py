@@ -242,6 +242,10 @@ class VmmLoop:
                 for reason in getattr(function, _MARK):
                     self._handlers[reason] = function
 
+    def handlers(self) -> tuple[Handler, ...]:
+        """Return what handles the exits now, each once."""
+        return tuple(dict.fromkeys(self._handlers.values()))
+
     def handle(self, cpu: Cpu, exit: Exit) -> None:
         """Handle one VM exit.
 
