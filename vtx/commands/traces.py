@@ -30,6 +30,8 @@ def read_trace(name: str) -> Trace:
     """Read the trace that a command names."""
     from vtx.hypervisor.trace import load_trace, parse_trace
 
+    if not name:
+        raise InputError("the name of the trace file is empty", hint="- is standard input")
     if name != "-":
         return load_trace(name)
     if sys.stdin is None:

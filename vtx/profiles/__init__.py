@@ -22,6 +22,7 @@ __all__ = ["load_raw", "names"]
 _HERE = Path(__file__).parent
 _SUFFIXES = (".yaml", ".yml")
 _MOST_ANCESTORS = 10
+_LIST = "'vtx profiles' lists all"
 
 #: Profiles that come with vtx, oldest microarchitecture first, Atom cores last.
 _ORDER = (
@@ -70,7 +71,11 @@ def _find(profile: str, relative_to: Path | None) -> Path:
     path = Path(profile)
     if path.suffix.lower() in _SUFFIXES or len(path.parts) > 1:
         return relative_to / path if relative_to is not None else path
-    raise UnknownName("profile", profile, _ORDER)
+    if not profile.strip():
+        raise InputError("the name of the profile is empty", hint=_LIST)
+    unknown = UnknownName("profile", profile, _ORDER)
+    unknown.hint = f"{unknown.hint or 'is it a file? its name ends in .yaml'}; {_LIST}"
+    raise unknown
 
 
 def _load(path: str) -> dict[str, Any]:
