@@ -84,7 +84,8 @@ def read_expectations(item: Item | None) -> tuple[Expected, ...]:
             kind, find = _READERS[key]
             for name, number in value.entries(key).items():
                 subject = at(number, lambda f=find, n=name: f(n))  # type: ignore[misc]
-                expected.append(Expected(kind, subject, number_of(number, name), number.line))
+                wanted = number_of(number, name)
+                expected.append(Expected(kind, subject, wanted, number.line, name))
     return tuple(expected)
 
 
@@ -155,15 +156,16 @@ def _check(expected: Expected, run: Run, read_u64: Callable[[int], int]) -> Resu
     match expected.kind:
         case Expectation.EXITS:
             reason = ExitReason(int(key))
-            what, actual = f"exits {reason.name}", run.exits.get(reason, 0)
+            what, actual = f"exits {expected.name or reason.name}", run.exits.get(reason, 0)
         case Expectation.TOTAL_EXITS:
             what, actual = "exits in all", run.total_exits
         case Expectation.REGISTER:
-            what, actual = f"register {key}", run.registers[str(key)]
+            what, actual = f"register {expected.name or key}", run.registers[str(key)]
         case Expectation.MEMORY:
             what, actual = f"memory at {int(key):#x}", read_u64(int(key))
         case Expectation.FIELD:
-            what, actual = Field(int(key)).name, run.vmcs[Field(int(key))]
+            field = Field(int(key))
+            what, actual = expected.name or field.name, run.vmcs[field]
         case Expectation.CONSOLE:
             what, actual = "console", run.console
         case Expectation.CHECK:

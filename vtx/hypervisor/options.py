@@ -176,12 +176,15 @@ class Expected:
         What the run should end with.
     line : int
         Where it stands.
+    name : str
+        What the trace calls it, where it has a name of its own: KVM's of an exit, say.
     """
 
     kind: Expectation
     key: int | str
     value: int | str
     line: int
+    name: str = ""
 
 
 @dataclass(frozen=True)
