@@ -66,7 +66,8 @@ def _flat(entry: dict[str, Any]) -> dict[str, Any]:
     prices = entry.pop("prices")
     for name, price in prices.items():
         entry[f"{name}_cycles"], entry[f"{name}_status"] = price["cycles"], price["status"]
-    return entry
+    words = {True: "yes", False: "no"}
+    return {key: words[value] if isinstance(value, bool) else value for key, value in entry.items()}
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
