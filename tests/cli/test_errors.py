@@ -65,7 +65,7 @@ def test_usage(arguments: list[str], words: str) -> None:
         (["replay", "missing.yaml"], "missing.yaml"),
         (["compare", "missing.yaml", "--profiles", "haswell"], "missing.yaml"),
         (["compare", "missing.yaml", "--profiles", "haswell,nehalm"], "did you mean nehalem"),
-        (["compare", "missing.yaml", "--profiles", ""], "unknown profile ''"),
+        (["compare", "missing.yaml", "--profiles", ""], "name of the profile is empty"),
     ],
 )
 def test_input(arguments: list[str], words: str) -> None:
@@ -235,3 +235,69 @@ def test_interrupted_anywhere(
     monkeypatch.setattr(Profiles, "run", run)
     assert vtx.cli.main(["profiles"]) == 130
     assert capsys.readouterr().err == "vtx: interrupted\n"
+
+
+LISTING = "schema: 1\nsteps: |\n  nop\n  cpuid\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("import vtx\n\n@vtx.on('CPUID')\ndef f(cpu): pass\n", 3, "f(cpu) cannot be called"),
+        ("import sys\nsys.exit(3)\n", 2, "must not exit"),
+        ("import vtx\n@vtx.on('CPUID')\ndef f(cpu, exit):\n    raise SystemExit\n", 4, "not exit"),
+        ("import vtx\n@vtx.on('CPUID')\ndef f(cpu, exit):\n    cpu.vmread(0x7ffe)\n", 4, "VMREAD"),
+    ],
+)
+def test_handlers_that_cannot_work(tmp_path: Path, text: str, line: int, words: str) -> None:
+    trace, handlers = tmp_path / "t.yaml", tmp_path / "h.py"
+    trace.write_text(LISTING)
+    handlers.write_text(text)
+    said = complaint(3, "replay", str(trace), "--handlers", str(handlers))
+    assert f"{handlers}:{line}: " in said
+    assert words in said
+
+
+def test_handlers_are_called_by_their_file(tmp_path: Path) -> None:
+    trace, handlers = tmp_path / "t.yaml", tmp_path / "h.py"
+    trace.write_text(LISTING)
+    handlers.write_text("x = 1\n")
+    said = complaint(3, "replay", str(trace), "--handlers", str(handlers))
+    assert "vtx_user_handlers" not in said
+    assert "the file handles no exit reason" in said
+
+
+def test_empty_and_unknown_names(tmp_path: Path) -> None:
+    trace = tmp_path / "t.yaml"
+    trace.write_text(LISTING)
+    assert "name of the trace file is empty" in complaint(3, "replay", "")
+    assert "name of the profile is empty" in complaint(3, "replay", str(trace), "--profile", "")
+    assert "'vtx profiles' lists" in complaint(3, "replay", str(trace), "--profile", "nosuch")
+    trace.write_text(LISTING.replace("steps", "profile: nosuch\nsteps"))
+    assert f"{trace}:2:10: unknown profile" in complaint(3, "replay", str(trace))
+
+
+def test_a_comparison_without_figures_says_why(tmp_path: Path) -> None:
+    trace = tmp_path / "t.yaml"
+    trace.write_text(LISTING)
+    done = run("compare", str(trace), "--profiles", "penryn_core2")
+    assert done.returncode == 3
+    assert "penryn_core2 has no EPT" in done.stderr
+    assert "on 1 CPU profile\n" in done.stdout
+    assert "rests on" not in done.stdout
+
+
+def test_a_table_counts_one_and_names_as_the_trace_does(tmp_path: Path) -> None:
+    trace = tmp_path / "t.yaml"
+    text = "ept: off\nexpect:\n  exits: {cpuid: 1}\n  vmcs: {guest_cr3: 0}\nsteps"
+    trace.write_text(LISTING.replace("steps", text).replace("  nop\n", ""))
+    done = run("replay", str(trace))
+    assert "1 exit in 0 steps, end" in done.stdout
+    assert "exits cpuid" in done.stdout
+    assert "guest_cr3" in done.stdout
+
+
+def test_csv_of_profiles_says_yes_and_no() -> None:
+    lines = run("profiles", "--format", "csv").stdout.splitlines()
+    assert "True" not in "".join(lines)
+    assert "yes" in lines[-1].split(",")

@@ -11,6 +11,7 @@ from vtx.commands.handlers import blame_handlers, load_handlers
 from vtx.commands.output import Output, add_output_arguments
 from vtx.commands.progress import Progress
 from vtx.commands.traces import add_trace_arguments, read_trace
+from vtx.errors import InputError
 
 if TYPE_CHECKING:
     from vtx.hypervisor.run import Run
@@ -52,6 +53,7 @@ class Compare(Command):
         from vtx.hypervisor.replay import replay
         from vtx.lab.compare import compare
         from vtx.lab.profile import load_profiles
+        from vtx.lab.report import counted
 
         output = Output(args)
         profiles = load_profiles(args.profiles)
@@ -66,7 +68,7 @@ class Compare(Command):
                 runs[profile.id] = ran
                 return ran
 
-            title = f"{trace.name} on {len(profiles)} CPU profiles"
+            title = f"{trace.name} on {counted(len(profiles), 'CPU profile')}"
             comparison = compare(profiles, run, title=title, progress=position.begin)
         _write(output, comparison, args.baseline)
         return _verdict(comparison, runs)
@@ -117,5 +119,9 @@ def _verdict(comparison: Comparison, runs: dict[str, Run]) -> int:
     for outcome in comparison.outcomes:
         if outcome.state is State.STOPPED:
             code = STOPPED
+            print(f"vtx: {outcome.profile.id}: {outcome.why}", file=sys.stderr)
+    if code == FINE and not comparison.priced:
+        code = InputError.exit_code
+        for outcome in comparison.outcomes:
             print(f"vtx: {outcome.profile.id}: {outcome.why}", file=sys.stderr)
     return code

@@ -53,7 +53,8 @@ class Replay(Command):
 
         output = Output(args)
         trace = read_trace(args.trace)
-        profile = load_profile(args.profile or trace.header.profile or DEFAULT_PROFILE)
+        named = trace.header.profile or DEFAULT_PROFILE
+        profile = load_profile(named if args.profile is None else args.profile)
         vmm = load_handlers(args.handlers)
         with Progress("running") as progress, blame_handlers(args.handlers):
             run = replay(trace, profile.shape, vmm=vmm, progress=progress.update)
@@ -76,12 +77,12 @@ def _verdict(run: Run) -> int:
 
 
 def _tables(run: Run, ledger: Ledger) -> list[Table]:
-    from vtx.lab.report import exit_table, summary_table, translation_table
+    from vtx.lab.report import counted, exit_table, summary_table, translation_table
 
     profile = ledger.profile
     title = (
         f"{run.name} on {profile.id} ({profile.name}, {profile.nominal_ghz:g} GHz): "
-        f"{run.total_exits:,} exits in {run.steps:,} steps, {run.outcome}"
+        f"{counted(run.total_exits, 'exit')} in {counted(run.steps, 'step')}, {run.outcome}"
     )
     tables = [exit_table(ledger, title), translation_table(ledger), summary_table(run.translation)]
     if run.results:

@@ -297,7 +297,7 @@ def compare(
         return replay(trace, profile.shape, vmm=done.vmm if done is not None else None)
 
     chosen = list(names() if profiles is None else profiles)
-    title = f"{trace.name} on {len(chosen)} CPU profiles"
+    title = f"{trace.name} on {len(chosen)} CPU profile{'s' * (len(chosen) != 1)}"
     return compare_profiles(chosen, execute, title=title, progress=progress)
 
 

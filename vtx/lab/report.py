@@ -28,6 +28,12 @@ _LEGEND = (
 )
 
 
+def counted(count: int, what: str) -> str:
+    """Return a number of things: ``1 exit``, ``2 exits``."""
+    plural = what[:-1] + "ies" if what.endswith("y") else what + "s"
+    return f"{count:,} {what if count == 1 else plural}"
+
+
 def cycles_text(cycles: Fraction, estimated: bool = False) -> str:
     """Return cycles with thousands separated, and the mark of an estimate."""
     figure = f"{cycles.numerator:,}" if cycles.denominator == 1 else f"{float(cycles):,.1f}"
@@ -171,11 +177,11 @@ _TLBS = (
     ("l2d", "second level, data"),
 )
 _TRANSLATION_EVENTS = (
-    ("walks", "page walks completed"),
-    ("walks_stopped", "stopped by an event"),
-    ("page_faults", "page faults"),
-    ("ept_violations", "EPT violations"),
-    ("invalidated", "TLB entries invalidated"),
+    ("walks", "page walk", " completed"),
+    ("walks_stopped", "", "stopped by an event"),
+    ("page_faults", "page fault", ""),
+    ("ept_violations", "EPT violation", ""),
+    ("invalidated", "TLB entry", " invalidated"),
 )
 
 
@@ -207,7 +213,10 @@ def summary_table(translation: Mapping[str, int]) -> Table:
         lookups = hits + misses
         if lookups:
             rows.append([name, f"{lookups:,}", f"{hits:,}", _percent(hits, lookups)])
-    counts = [f"{translation.get(key, 0):,} {what}" for key, what in _TRANSLATION_EVENTS]
+    counts = [
+        (counted(translation.get(key, 0), what) if what else f"{translation.get(key, 0):,} ") + rest
+        for key, what, rest in _TRANSLATION_EVENTS
+    ]
     return Table("", columns, rows, [", ".join(counts)])
 
 
@@ -232,13 +241,14 @@ def comparison_table(comparison: Comparison, baseline: str | None = None) -> Tab
     """Return what a run costs on each CPU, against the time on `baseline` if one is given."""
     base = comparison.baseline(baseline)
     rows = [_outcome_cells(outcome, base) for outcome in comparison.outcomes]
-    remarks = [_LEGEND]
+    remarks = [_LEGEND] if comparison.priced else []
     if base is not None:
         remarks.append(f"relative: time at the nominal clock over that of {base.profile.id}")
-    remarks.append("measured, derived, estimated: what the total rests on")
-    remarks.append(
-        "Not in the totals: the guest's own instructions, and the software of exit handlers."
-    )
+    if comparison.priced:
+        remarks.append("measured, derived, estimated: what the total rests on")
+        remarks.append(
+            "Not in the totals: the guest's own instructions, and the software of exit handlers."
+        )
     remarks += [f"{o.profile.id}: {o.why}" for o in comparison.outcomes if o.why]
     remarks += _unpriced_anywhere(comparison)
     return Table(comparison.title, _COMPARE_COLUMNS, rows, remarks)
