@@ -88,8 +88,14 @@ class Judgement:
         return [
             rule.check
             for rule in self.undecidable
-            if rule.on_some_cpus and not rule.settled and _explains(rule.check, self.verdict)
+            if rule.on_some_cpus
+            and not self.is_settled(rule)
+            and _explains(rule.check, self.verdict)
         ]
+
+    def is_settled(self, rule: Undecidable) -> bool:
+        """Tell whether the processor has gone past a check, so that the rule holds on that CPU."""
+        return _has_passed(self.dump.verdict, rule.check.area.stage)
 
 
 def judge(dump: Dump, cpu: Cpu | None = None) -> Judgement:
@@ -120,8 +126,6 @@ def judge(dump: Dump, cpu: Cpu | None = None) -> Judgement:
     _judge_msr_load(bench, outcome)
     _add_what_the_verdict_shows(dump.verdict, outcome)
     verdict, source = _verdict(dump.verdict, outcome.broken)
-    for rule in outcome.undecidable:
-        rule.settled = _has_passed(dump.verdict, rule.check.area.stage)
     if source == "dump" and verdict.kind in ("entry_failure", "vmfail_valid"):
         for broken in outcome.broken:
             broken.explains_verdict = _explains(broken.check, verdict)

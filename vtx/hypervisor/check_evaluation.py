@@ -25,6 +25,7 @@ from vtx.hypervisor.check_cpu import (
 )
 from vtx.hypervisor.dumps.model import Dump
 from vtx.machine.register_bits import Cr4
+from vtx.rules.areas import SEGMENTS
 from vtx.rules.check import CHECKS
 from vtx.rules.declaration import Check, Stage
 
@@ -60,7 +61,7 @@ class BrokenRule:
     detail: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Undecidable:
     """A rule that could not be judged.
 
@@ -72,14 +73,11 @@ class Undecidable:
         What would have to be known.
     on_some_cpus : bool
         Everything else is known: there are CPUs that break the rule, and CPUs that do not.
-    settled : bool
-        The processor has gone past this check: the rule holds on that CPU.
     """
 
     check: Check
     needs: tuple[str, ...]
     on_some_cpus: bool = False
-    settled: bool = False
 
 
 #: The manual's order.
@@ -107,14 +105,15 @@ class _Group(NamedTuple):
 
 @cache
 def _groups() -> tuple[_Group, ...]:
-    """Return all checks by the first two words of their names: ``guest.cs``, ``ctl.exit``."""
-    by_name: dict[str, list[Check]] = {}
+    """Return all checks, by section of the manual, and those of segments by segment."""
+    by_topic: dict[tuple[str, str], list[Check]] = {}
     for check in CHECKS.values():
         if _is_judged(check):
-            by_name.setdefault(".".join(check.id.split(".")[:2]), []).append(check)
+            segment = check.id.split(".")[1] if check.area is SEGMENTS else ""
+            by_topic.setdefault((check.section.number, segment), []).append(check)
     return tuple(
         _Group(tuple(checks), tuple({name for check in checks for name in check.reads}))
-        for checks in by_name.values()
+        for checks in by_topic.values()
     )
 
 
@@ -204,7 +203,7 @@ class _Answers(NamedTuple):
     """What the checks of a group say about the same bits of the same fields."""
 
     broken: tuple[Check, ...]
-    undecidable: tuple[tuple[Check, tuple[str, ...], bool], ...]
+    undecidable: tuple[Undecidable, ...]
     otherwise: tuple[tuple[Check, str], ...]
 
 
@@ -254,7 +253,7 @@ class _Panel:
                 answer = answers[key] = self._evaluate(bench, group)
             if answer is not _NOTHING:
                 broken += answer.broken
-                undecidable += [Undecidable(*entry) for entry in answer.undecidable]
+                undecidable += answer.undecidable
                 otherwise += answer.otherwise
         return Outcome([BrokenRule(check) for check in broken], undecidable, otherwise, assumed)
 
@@ -264,17 +263,17 @@ class _Panel:
         strict = generous if one else bench.processor(self.strict)
         narrow = bench.processor(self.narrow) if self.narrow else None
         broken: list[Check] = []
-        undecidable: list[tuple[Check, tuple[str, ...], bool]] = []
+        undecidable: list[Undecidable] = []
         otherwise: list[tuple[Check, str]] = []
         for check in group.checks:
             try:
                 holds = bench.holds(check, generous)
                 if not one and check.capability and bench.holds(check, strict) is not holds:
                     needs = tuple(need for need in check.capability if not _is_assumed(need))
-                    undecidable.append((check, needs or check.capability, True))
+                    undecidable.append(Undecidable(check, needs or check.capability, True))
                     continue
             except Missing as missing:
-                undecidable.append((check, (missing.need,), False))
+                undecidable.append(Undecidable(check, (missing.need,)))
                 continue
             if not holds:
                 broken.append(check)

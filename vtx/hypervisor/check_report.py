@@ -256,7 +256,7 @@ def _grouped(undecidable: list[Undecidable]) -> dict[str, list[str]]:
 
 
 def _undecidable_text(judgement: Judgement) -> str:
-    open_ = [rule for rule in judgement.undecidable if not rule.settled]
+    open_ = [rule for rule in judgement.undecidable if not judgement.is_settled(rule)]
     settled = len(judgement.undecidable) - len(open_)
     lines = []
     if open_:
@@ -324,7 +324,7 @@ def as_dict(judgement: Judgement) -> dict[str, Any]:
                 "id": rule.check.id,
                 "needs": list(rule.needs),
                 "on_some_cpus": rule.on_some_cpus,
-                "settled": rule.settled,
+                "settled": judgement.is_settled(rule),
             }
             for rule in judgement.undecidable
         ],

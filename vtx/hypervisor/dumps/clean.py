@@ -144,10 +144,12 @@ _PLAIN = re.compile(
 
 
 def clean(text: str) -> list[Line]:
-    """Split a text into lines without prefixes, in order."""
+    """Split a text into lines without prefixes, in order; empty lines are left out."""
     lines: list[Line] = []
     prefix, like = "", None
     for number, line in enumerate(_decoded(text).split("\n"), 1):
+        if not line:
+            continue
         # Lines printed within one second often have the very same prefix.
         if like is not None and line.startswith(prefix) and _PLAIN.match(line, len(prefix)):
             rest = line[len(prefix) :].strip()

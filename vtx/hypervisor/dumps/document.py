@@ -34,7 +34,7 @@ _KEYS = (
 )  # fmt: skip
 _YAML = re.compile(r"(?:\A|\n)(?:fields\s*:\s*(?:#[^\n]*)?(?:\n|\{|\Z)|- fields\s*:)")
 _SEPARATOR = re.compile(r"^---[ \t]*(?:#.*)?$", re.MULTILINE)
-_COMMENT = re.compile(r"\s*(?:#[^\n]*)?\Z")
+_CONTENT = re.compile(r"^[ \t]*[^\s#]", re.MULTILINE)
 #: A document that is nothing but fields with plain numbers needs no YAML reader.
 _PLAIN = re.compile(
     r"\A(?:\s*#[^\n]*\n|\s*\n)*(?:schema:\s*1\s*\n)?(?:name:\s*(?P<name>[\w .-]*?)\s*\n)?"
@@ -47,6 +47,8 @@ _MOST_MEMORY = 1 << 20
 
 def looks_like_document(text: str) -> bool:
     """Tell whether a text is a VMCS in YAML or JSON rather than a log."""
+    if "fields" not in text:
+        return False
     start = text.lstrip("\ufeff \t\r\n")[:1]
     return (start in ("{", "[") and '"fields"' in text) or bool(_YAML.search(text))
 
@@ -80,7 +82,7 @@ def _documents(text: str) -> Iterator[tuple[int, str]]:
     for match in [*_SEPARATOR.finditer(text), None]:
         end = match.start() if match else len(text)
         part = text[start:end]
-        if any(not _COMMENT.match(row) for row in part.split("\n")):
+        if _CONTENT.search(part):
             yield line, part if part.endswith("\n") else part + "\n"
         line += part.count("\n")
         start = match.end() if match else end

@@ -120,11 +120,12 @@ def _prefix_pattern(prefix: str, stamp: str) -> str:
 
 def _pattern(block: str, places: list[tuple[int, int]], groups: set[int]) -> str:
     """Return the expression of a block; the values `groups` become groups of their own."""
-    lines = clean(block)
+    texts = {line.number: line.text for line in clean(block)}
     parts, offset, place = [], 0, 0
     rows = block.split("\n")[:-1]
-    for index, (raw, line) in enumerate(zip(rows, lines, strict=False)):
-        start = offset + (raw.index(line.text) if line.text else len(raw))
+    for index, raw in enumerate(rows):
+        text = texts.get(index + 1, "")
+        start = offset + (raw.index(text) if text else len(raw))
         stamp = "first" if index == 0 else "last" if index == len(rows) - 1 else ""
         parts.append(_prefix_pattern(block[offset:start], stamp))
         offset += len(raw) + 1
