@@ -11,6 +11,7 @@ from vtx.facts.fields import FIELDS
 from vtx.facts.fields import Field as F
 from vtx.hypervisor.check import judge
 from vtx.hypervisor.dumps import Dump, read_dumps
+from vtx.hypervisor.dumps.kernel_names import KERNEL_NAMES
 
 from .samples import valid, yaml
 
@@ -41,6 +42,13 @@ fields:
     }
     assert (dump.form, dump.label) == ("yaml", "my guest")
     assert dump.lines[F.EPT_POINTER] == 6
+
+
+def test_names_of_the_kernels() -> None:
+    text = "fields:\n  GUEST_CS_AR_BYTES: 0xa09b\n  cpu_based_vm_exec_control: 5\n"
+    expected = {F.GUEST_CS_ACCESS_RIGHTS: 0xA09B, F.PRIMARY_PROCESSOR_BASED_CONTROLS: 5}
+    assert only(text).values == only(text + "# no longer plain\n").values == expected
+    assert not {name for name in KERNEL_NAMES if name in {info.name for info in FIELDS.values()}}
 
 
 def test_what_is_not_listed_is_unknown_or_zero() -> None:

@@ -24,6 +24,7 @@ from typing import Any
 
 from vtx.errors import InputError
 from vtx.facts.fields import ACCESS_HIGH, FIELDS, Field, find_encoding, mask
+from vtx.hypervisor.dumps.kernel_names import KERNEL_NAMES
 from vtx.hypervisor.dumps.model import Dump, Verdict
 from vtx.profiles.document import Item, parse_document
 
@@ -120,7 +121,8 @@ def _as_item(value: Any, file: str, line: int) -> Item:
 @lru_cache(maxsize=1024)
 def _field(name: str) -> tuple[Field, int]:
     """Return the field of a name or encoding, and the mask of its values."""
-    encoding = find_encoding(name)
+    known = KERNEL_NAMES.get(name.lower())
+    encoding = find_encoding(name) if known is None else known
     if encoding & ACCESS_HIGH:
         raise InputError(f"{name} is half a field", hint="give the value of the whole field")
     return Field(encoding), mask(encoding)
