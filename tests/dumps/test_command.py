@@ -89,6 +89,9 @@ def test_several_dumps_are_a_list() -> None:
     data = json.loads(done.stdout)
     assert [Path(dump["file"]) for dump in data["dumps"]] == [STI, INTERRUPT]
     assert data["schema"] == "vtx.check/1"
+    alone = json.loads(run(STI, "--format", "json").stdout)
+    del alone["schema"]
+    assert data["dumps"][0] == alone
     assert [dump["failures"][0]["id"] for dump in data["dumps"]] == [
         "guest.interruptibility.sti_needs_if",
         "guest.rflags.if.external_interrupt",

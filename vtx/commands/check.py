@@ -148,17 +148,14 @@ def _as_text(judged: _Judged) -> str:
 def _as_json(judged: _Judged) -> str:
     import json
 
-    from vtx.hypervisor.check_report import as_dict
+    from vtx.hypervisor.check_report import as_dict, as_line
 
     if len(judged) == 1:
         name, judgement = judged[0]
         data = {"schema": SCHEMA, "file": name, **as_dict(judgement)}
         return json.dumps(data, indent=2, allow_nan=False) + "\n"
     # One dump a line: there may be thousands.
-    entries = (
-        json.dumps({"file": name, **as_dict(judgement)}, allow_nan=False)
-        for name, judgement in judged
-    )
+    entries = (as_line(judgement, name) for name, judgement in judged)
     return f'{{"schema": "{SCHEMA}", "dumps": [\n' + ",\n".join(entries) + "\n]}\n"
 
 

@@ -27,7 +27,7 @@ from vtx.rules.entry_msr_load import MsrEntry as LoadedEntry
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
 
-__all__ = ["BrokenRule", "Cpu", "Judgement", "Undecidable", "judge"]
+__all__ = ["BrokenRule", "Cpu", "Judgement", "Undecidable", "is_settled", "judge"]
 
 _GUEST_STATE, _MSR_LOADING, _MACHINE_CHECK = 33, 34, 41
 _FAILED_ENTRY = _VALID = 1 << 31
@@ -95,7 +95,12 @@ class Judgement:
 
     def is_settled(self, rule: Undecidable) -> bool:
         """Tell whether the processor has gone past a check, so that the rule holds on that CPU."""
-        return _has_passed(self.dump.verdict, rule.check.area.stage)
+        return is_settled(rule, self.dump.verdict)
+
+
+def is_settled(rule: Undecidable, verdict: Verdict) -> bool:
+    """Tell whether a processor that said this has gone past a check."""
+    return _has_passed(verdict, rule.check.area.stage)
 
 
 def judge(dump: Dump, cpu: Cpu | None = None) -> Judgement:

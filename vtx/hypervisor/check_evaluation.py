@@ -265,10 +265,13 @@ class _Panel:
         broken: list[Check] = []
         undecidable: list[Undecidable] = []
         otherwise: list[tuple[Check, str]] = []
+        vmcs = bench.vmcs
         for check in group.checks:
             try:
-                holds = bench.holds(check, generous)
-                if not one and check.capability and bench.holds(check, strict) is not holds:
+                if check.applies is not None and not check.applies(vmcs, generous):
+                    continue
+                holds = check.holds(vmcs, generous)
+                if not one and check.capability and check.holds(vmcs, strict) is not holds:
                     needs = tuple(need for need in check.capability if not _is_assumed(need))
                     undecidable.append(Undecidable(check, needs or check.capability, True))
                     continue

@@ -2,93 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Iterator
-from enum import IntEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-from vtx.facts.controls import GROUPS
 from vtx.facts.exits import EXITS, ExitReason
-from vtx.facts.fields import FIELDS, FieldInfo, mask
+from vtx.facts.fields import FIELDS, FieldInfo
 from vtx.facts.instruction_errors import INSTRUCTION_ERRORS, InstructionError
-from vtx.facts.qualifications import decode, field_layout
-from vtx.hypervisor.check import BrokenRule, Judgement, Undecidable
+from vtx.hypervisor.check import BrokenRule, Judgement, Undecidable, is_settled
+from vtx.hypervisor.check_bits import bits_that_matter, hexadecimal, short
 from vtx.hypervisor.check_causes import cause_of
 from vtx.hypervisor.dumps.model import Verdict
-from vtx.machine.register_bits import Cr0, Cr4, Efer, Rflags
 
-__all__ = ["COLUMNS", "as_dict", "rows", "text"]
+__all__ = ["COLUMNS", "as_dict", "as_line", "rows", "text"]
 
 _WIDTH = 100
 _FORMS = {"kvm": "KVM dump", "xen": "Xen dump", "yaml": "VMCS in YAML"}
-_FEW_BITS, _FEW_IDS, _MANY_NEEDS = 8, 6, 24
-
-
-# ---- Values and the bits that matter -------------------------------------------------------
-
-_REGISTERS: dict[str, type[IntEnum]] = {
-    "cr0": Cr0,
-    "cr4": Cr4,
-    "rflags": Rflags,
-    "ia32_efer": Efer,
-}
-_CONTROLS = {group.field: group for group in GROUPS.values()}
-
-
-def hexadecimal(info: FieldInfo, value: int) -> str:
-    """Return a value with all digits of its field."""
-    return f"{value:#0{info.width.bits // 4 + 2}x}"
-
-
-def _named_bits(info: FieldInfo, value: int, bits: int) -> Iterator[str]:
-    """Return what the bits `bits` of a field are called, and what they hold."""
-    if group := _CONTROLS.get(info.field):
-        for control in group.controls:
-            if bits & control.control:
-                yield f'"{control.sdm_name}" {int(bool(value & control.control))}'
-    elif info.layout is not None:
-        for decoded in decode(field_layout(info.layout), value):
-            row = decoded.range
-            if bits >> row.low & ((1 << (row.high - row.low + 1)) - 1):
-                meaning = (row.values or {}).get(decoded.value)
-                words = f" ({meaning})" if meaning else ""
-                yield f"{row.name} {_short(decoded.value)}{words}"
-    else:
-        register = info.name.removeprefix("guest_").removeprefix("host_")
-        for member in _REGISTERS.get(register, ()):
-            if bits & member:
-                yield f"{member.name} {(value & member) // (member & -member)}"
-
-
-def _short(value: int) -> str:
-    return str(value) if value < 10 else f"{value:#x}"
-
-
-def _positions(bits: int) -> str:
-    """Return bit positions as the manual writes them: ``63:32, 5, 3``."""
-    ranges: list[str] = []
-    while bits:
-        high = bits.bit_length() - 1
-        low = high
-        while low and bits >> (low - 1) & 1:
-            low -= 1
-        ranges.append(str(high) if high == low else f"{high}:{low}")
-        bits &= (1 << low) - 1
-    return ", ".join(ranges)
-
-
-def bits_that_matter(info: FieldInfo, value: int, bits: int) -> str:
-    """Describe the bits of a value that a rule looks at; nothing if it looks at all of them."""
-    if bits == mask(info.field):
-        return ""
-    names = list(_named_bits(info, value, bits))
-    if 0 < len(names) <= _FEW_BITS:
-        return ", ".join(names)
-    set_ = value & bits
-    shown, words = (set_, "1") if set_ else (bits, "0")
-    if shown.bit_count() == 1:
-        return f"bit {_positions(shown)} is {words}"
-    return f"bits {_positions(shown)} are {words}"
+_FEW_IDS, _MANY_NEEDS = 6, 24
 
 
 class _Shown(NamedTuple):
@@ -126,7 +58,7 @@ def verdict_words(verdict: Verdict) -> str:
     if verdict.kind != "entry_failure":
         return f"an ordinary VM exit, {words}"
     if verdict.qualification is not None:
-        words += f", exit qualification {_short(verdict.qualification)}"
+        words += f", exit qualification {short(verdict.qualification)}"
     return f"VM-entry failure, {words}"
 
 
@@ -305,6 +237,36 @@ def _unreadable_text(judgement: Judgement) -> str:
 
 def as_dict(judgement: Judgement) -> dict[str, Any]:
     """Return a judgement as plain values, without the schema."""
+    open_ = [_open(rule, judgement.is_settled(rule)) for rule in judgement.undecidable]
+    return {**_findings(judgement), "undecidable": open_}
+
+
+def as_line(judgement: Judgement, source: str) -> str:
+    """Return a judgement as one line of JSON.
+
+    The same few rules are undecidable in thousands of dumps, so they are written but once.
+    """
+    head = json.dumps({"file": source, **_findings(judgement)}, allow_nan=False)
+    open_ = _open_lines(tuple(judgement.undecidable), judgement.dump.verdict)
+    return f'{head[:-1]}, "undecidable": [{open_}]}}'
+
+
+def _open(rule: Undecidable, settled: bool) -> dict[str, Any]:
+    return {
+        "id": rule.check.id,
+        "needs": list(rule.needs),
+        "on_some_cpus": rule.on_some_cpus,
+        "settled": settled,
+    }
+
+
+@lru_cache(maxsize=1024)
+def _open_lines(rules: tuple[Undecidable, ...], verdict: Verdict) -> str:
+    return ", ".join(json.dumps(_open(rule, is_settled(rule, verdict))) for rule in rules)
+
+
+def _findings(judgement: Judgement) -> dict[str, Any]:
+    """Return everything but the undecidable rules."""
     dump, verdict = judgement.dump, judgement.verdict
     return {
         "form": dump.form,
@@ -319,15 +281,6 @@ def as_dict(judgement: Judgement) -> dict[str, Any]:
             "source": judgement.verdict_source,
         },
         "failures": [_failure(judgement, rule) for rule in judgement.failures],
-        "undecidable": [
-            {
-                "id": rule.check.id,
-                "needs": list(rule.needs),
-                "on_some_cpus": rule.on_some_cpus,
-                "settled": judgement.is_settled(rule),
-            }
-            for rule in judgement.undecidable
-        ],
         "assumed": dict(judgement.assumed),
         "otherwise": [
             {"id": check.id, "broken_with": words} for check, words in judgement.otherwise

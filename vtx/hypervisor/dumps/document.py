@@ -37,12 +37,11 @@ _YAML = re.compile(r"(?:\A|\n)(?:fields\s*:\s*(?:#[^\n]*)?(?:\n|\{|\Z)|- fields\
 _SEPARATOR = re.compile(r"^---[ \t]*(?:#.*)?$", re.MULTILINE)
 _CONTENT = re.compile(r"^[ \t]*[^\s#]", re.MULTILINE)
 #: A document that is nothing but fields with plain numbers needs no YAML reader.
-_PLAIN = re.compile(
+_PLAIN_HEAD = re.compile(
     r"\A(?:\s*#[^\n]*\n|\s*\n)*(?:schema:\s*1\s*\n)?(?:name:\s*(?P<name>[\w .-]*?)\s*\n)?"
-    r"fields:[ \t]*\n"
-    r"(?P<fields>(?:[ \t]+[\w]+:[ \t]*(?:0x[0-9a-fA-F]{1,16}|0|[1-9]\d{0,18})[ \t]*\n)+)"
-    r"(?:unlisted:\s*(?P<unlisted>0)\s*)?\Z"
+    r"fields:[ \t]*\n(?= )"
 )
+_PLAIN_TAIL = "\nunlisted: 0\n"
 _MOST_MEMORY = 1 << 20
 
 
@@ -68,7 +67,7 @@ def read_document(text: str, file: str | None = None) -> list[Dump]:
     text = text.lstrip("\ufeff").replace("\r\n", "\n")
     dumps: list[Dump] = []
     for line, part in _documents(text):
-        if (plain := _PLAIN.match(part)) is not None and (dump := _from_plain(plain, line)):
+        if (dump := _from_plain(part, line)) is not None:
             dumps.append(dump)
             continue
         item = parse_document("\n" * (line - 1) + part, name, "VMCS")
@@ -131,6 +130,8 @@ def _field(name: str) -> tuple[Field, int]:
 @lru_cache(maxsize=64)
 def _fields(names: tuple[str, ...]) -> tuple[tuple[Field, ...], tuple[int, ...]] | None:
     """Return fields and masks for ``name:``, as files of many alike VMCSs repeat them."""
+    if not all(name.endswith(":") for name in names):
+        return None
     try:
         fields, masks = zip(*(_field(name[:-1]) for name in names), strict=True)
     except InputError:
@@ -138,17 +139,30 @@ def _fields(names: tuple[str, ...]) -> tuple[tuple[Field, ...], tuple[int, ...]]
     return (fields, masks) if len(set(fields)) == len(fields) else None
 
 
-def _from_plain(match: re.Match[str], line: int) -> Dump | None:
-    """Return the dump of a document of plain numbers; None if anything in it is wrong."""
-    words = match["fields"].replace(":", ": ").split()
-    known, digits = _fields(tuple(words[::2])), words[1::2]
-    if known is None:
-        return None  # read it again with places for the message
-    values = [int(word, 0) for word in digits]
-    if any(map(int.__gt__, values, known[1])):
+def _from_plain(text: str, line: int) -> Dump | None:
+    """Return the dump of a document of plain numbers; None if it is another one, or wrong.
+
+    What is wrong is read again, with places for the message.
+    """
+    head = _PLAIN_HEAD.match(text)
+    if head is None or not text.isascii():
         return None
-    dump = Dump("yaml", match["name"] or "", line, line, dict(zip(known[0], values, strict=True)))
-    return _completed(dump, match["unlisted"] is not None)
+    zero = text.endswith(_PLAIN_TAIL)
+    rows = text[head.end() : 1 - len(_PLAIN_TAIL) if zero else len(text)]
+    words = rows.split()
+    count = rows.count("\n")
+    # Two words on every line, and every line indented: then each is "  name: number".
+    if len(words) != 2 * count or rows.count(": ") != count or rows.count("\n ") != count - 1:
+        return None
+    known = _fields(tuple(words[::2]))
+    try:
+        values = [int(word, 0) for word in words[1::2]]
+    except ValueError:
+        return None
+    if known is None or min(values) < 0 or any(map(int.__gt__, values, known[1])):
+        return None
+    dump = Dump("yaml", head["name"] or "", line, line, dict(zip(known[0], values, strict=True)))
+    return _completed(dump, zero)
 
 
 def _number(item: Item, what: str, high: int) -> int:
