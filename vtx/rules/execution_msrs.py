@@ -19,7 +19,7 @@ from vtx.rules.execution_registers import put
 from vtx.rules.exiting_faults import GP
 from vtx.rules.exiting_information import msr_operand, register
 from vtx.rules.exiting_rules import msr_list
-from vtx.rules.msr_values import READ_ONLY, wrmsr_fault
+from vtx.rules.msr_values import MISSING, READ_ONLY, wrmsr_fault
 
 if TYPE_CHECKING:
     from vtx.machine.exit_information import ExitInformation
@@ -36,8 +36,6 @@ _COMMANDS = frozenset({Msr.IA32_PRED_CMD, Msr.IA32_FLUSH_CMD})
 _PT_IN_VMX = 14
 #: IA32_APIC_BASE after reset: enabled, at its default address.
 _APIC_BASE, _BOOTSTRAP_PROCESSOR = 0xFEE0_0800, 1 << 8
-#: What :func:`wrmsr_fault` says of MSRs that do not exist.
-_MISSING = frozenset({"there is no such MSR", "the CPU does not have the MSR"})
 _LMA = 1 << 10
 
 
@@ -97,7 +95,7 @@ def read(processor: Processor, msr: int) -> int:
 
 def _missing(processor: Processor, msr: int) -> bool:
     """Tell whether the CPU has no such MSR: what WRMSR would say of 0 tells."""
-    return msr in READ_ONLY or wrmsr_fault(processor, msr, 0) in _MISSING
+    return msr in READ_ONLY or wrmsr_fault(processor, msr, 0) in MISSING
 
 
 def write_msr(processor: Processor, msr: int, value: int) -> ExitInformation | None:
