@@ -55,7 +55,8 @@ def test_text_says_what_is_broken_and_why() -> None:
         "Assumed: MAXPHYADDR 46, linear addresses of 48 bits",
     ):
         assert words in done.stdout
-    assert all(len(line) <= 140 for line in done.stdout.splitlines())
+    # The title carries the file's path, however deep the file lies.
+    assert all(len(line.replace(str(STI), "")) <= 140 for line in done.stdout.splitlines())
 
 
 def test_json() -> None:
