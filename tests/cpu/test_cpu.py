@@ -220,6 +220,16 @@ def test_vmxoff_writes_active_vmcss_to_memory():
     assert cpu.vmread(Field.GUEST_RIP) == 0x4321
 
 
+def test_vmclear_leaves_alone_what_lies_behind_the_bytes_that_the_cpu_reports():
+    with Cpu() as cpu:
+        cpu.vmxon()
+        reported = cpu.shape.msr(Msr.IA32_VMX_BASIC) >> 32 & 0x1FFF
+        region = cpu.new_region()
+        cpu.memory.write(region + reported, b"\xa5" * (4096 - reported))
+        cpu.vmclear(region)
+        assert cpu.memory.read(region + reported, 4096 - reported) == b"\xa5" * (4096 - reported)
+
+
 def test_a_shadow_vmcs_can_be_current():
     cpu = states.root()
     address = cpu.new_region()

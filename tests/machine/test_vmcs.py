@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from vtx.errors import InputError, UnknownName
 from vtx.facts.controls import GROUPS, Entry, Exit1, Proc1, Proc2
 from vtx.facts.fields import FIELDS, Field, mask
+from vtx.facts.msrs import Msr
 from vtx.machine.image import GUEST_BASE
 from vtx.machine.shape import Shape
 from vtx.machine.vmcs import REGION_BYTES, Vmcs
+from vtx.profiles import names
 
 FIELD_VALUES = st.dictionaries(
     st.sampled_from(list(Field)), st.integers(0, (1 << 64) - 1), max_size=len(Field)
@@ -40,6 +42,26 @@ def test_region_round_trip(vmcs: Vmcs):
     for name in ("revision_id", "shadow", "launched", "session", "abort_indicator"):
         assert getattr(parsed, name) == getattr(vmcs, name)
     assert parsed.to_bytes() == region
+
+
+@given(vmcss(), st.frozensets(st.sampled_from(list(Field))))
+def test_a_region_holds_just_the_fields_asked_for(vmcs: Vmcs, held: frozenset[Field]):
+    parsed = Vmcs.from_bytes(vmcs.content(held).ljust(REGION_BYTES, b"\xff"))
+    for field in Field:
+        assert parsed[field] == (vmcs[field] if field in held else 0)
+
+
+@pytest.mark.parametrize("profile", names())
+def test_the_data_of_a_vmcs_fit_into_the_bytes_that_the_cpu_reports(profile: str):
+    shape = Shape.of(profile)
+    reported = shape.msr(Msr.IA32_VMX_BASIC) >> 32 & 0x1FFF
+    assert len(Vmcs().content(shape.fields)) <= reported
+
+
+def test_a_region_whose_map_names_fields_that_do_not_exist_is_all_zero():
+    region = bytearray(Vmcs.for_64bit_guest().to_bytes())
+    region[24:56] = b"\xff" * 32
+    assert set(Vmcs.from_bytes(bytes(region)).values.values()) == {0}
 
 
 @given(st.sampled_from(list(Field)), st.integers(0, (1 << 80) - 1))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Self
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from vtx.bits import MASK32
 from vtx.errors import InputError
 from vtx.facts.controls import Entry, Exit1, Proc1
-from vtx.facts.fields import FIELDS, Field, find_field, mask
+from vtx.facts.fields import FIELDS, Field, Width, find_field, mask
 
 if TYPE_CHECKING:
     from vtx.machine.shape import Shape
@@ -36,12 +37,45 @@ NO_LINK = 0xFFFF_FFFF_FFFF_FFFF
 #   8  FORMAT if the fields below were ever written, 0 in a region that software only prepared
 #  12  launch state: 0 clear, 1 launched
 #  16  the session of VMX operation (counted from VMXON) of the last successful VMLAUNCH
-#  24  one 8-byte value per field, in the order of the field table
-_FORMAT = 0x3158_5456
-_HEADER = struct.Struct("<IIIIQ")
+#  24  one bit per field in the order of the field table: the region holds its value
+#  56  those values in that order, each of its field's width, without gaps
+#
+# A processor writes only the fields that it has, so that the data fit into the bytes that its
+# IA32_VMX_BASIC reports; which ones it wrote is in the region, so that any processor reads it.
+_FORMAT = 0x3258_5456
 _FIELD_ORDER = tuple(FIELDS)
-_VALUES = struct.Struct(f"<{len(_FIELD_ORDER)}Q")
+_MAP_BYTES = 32
+_HEADER = struct.Struct(f"<IIIIQ{_MAP_BYTES}s")
+_CODES = {Width.W16: "H", Width.W32: "I", Width.W64: "Q", Width.NATURAL: "Q"}
 _MASKS: dict[int, int] = {field: mask(field) for field in _FIELD_ORDER}
+
+
+class _Layout(NamedTuple):
+    """Where a region that holds some of the fields has them."""
+
+    present: bytes
+    fields: tuple[Field, ...]
+    values: struct.Struct
+
+
+@lru_cache
+def _layout(held: frozenset[int] | tuple[int, ...]) -> _Layout:
+    """Return the layout of a region that holds these fields."""
+    fields = tuple(field for field in _FIELD_ORDER if field in held)
+    present = sum(1 << place for place, field in enumerate(_FIELD_ORDER) if field in held)
+    codes = "".join(_CODES[FIELDS[field].width] for field in fields)
+    return _Layout(present.to_bytes(_MAP_BYTES, "little"), fields, struct.Struct(f"<{codes}"))
+
+
+@lru_cache
+def _layout_of(present: bytes) -> _Layout | None:
+    """Return the layout of a region with this map of fields, None if there is no such."""
+    places = int.from_bytes(present, "little")
+    if places >> len(_FIELD_ORDER):
+        return None
+    held = frozenset(field for place, field in enumerate(_FIELD_ORDER) if places >> place & 1)
+    return _layout(held)
+
 
 # The fields of the control words, under names that need no look-up in a class.
 _PIN = Field.PIN_BASED_CONTROLS
@@ -189,13 +223,25 @@ class Vmcs:
 
     # The region in memory.
 
-    def to_bytes(self) -> bytes:
-        """Return the 4096 bytes of this VMCS's region."""
+    def to_bytes(self, held: frozenset[int] | tuple[int, ...] = _FIELD_ORDER) -> bytes:
+        """Return the 4096 bytes of this VMCS's region (parameters: :meth:`content`)."""
+        return self.content(held).ljust(REGION_BYTES, b"\0")
+
+    def content(self, held: frozenset[int] | tuple[int, ...] = _FIELD_ORDER) -> bytes:
+        """Return the bytes of the region that are used, from its beginning.
+
+        Parameters
+        ----------
+        held : frozenset or tuple of Field
+            The fields that the region holds; those that a CPU has
+            (:attr:`vtx.machine.shape.Shape.fields`) fit into the bytes that it reports.
+        """
+        layout = _layout(held)
         first = self.revision_id | (SHADOW_BIT if self.shadow else 0)
-        header = _HEADER.pack(first, self.abort_indicator, _FORMAT, self.launched, self.session)
+        state = (first, self.abort_indicator, _FORMAT, self.launched, self.session)
         values = self.values
-        packed = _VALUES.pack(*[values[field] for field in _FIELD_ORDER])
-        return (header + packed).ljust(REGION_BYTES, b"\0")
+        packed = layout.values.pack(*[values[field] for field in layout.fields])
+        return _HEADER.pack(*state, layout.present) + packed
 
     @classmethod
     def from_bytes(cls, region: bytes) -> Vmcs:
@@ -211,16 +257,17 @@ class Vmcs:
         """
         if len(region) != REGION_BYTES:
             raise InputError(f"a VMCS region has {REGION_BYTES} bytes, not {len(region)}")
-        first, abort_indicator, form, launched, session = _HEADER.unpack_from(region)
+        first, abort_indicator, form, launched, session, present = _HEADER.unpack_from(region)
         vmcs = cls(first & ~SHADOW_BIT & MASK32)
         vmcs.shadow = bool(first & SHADOW_BIT)
         vmcs.abort_indicator = abort_indicator
-        if form == _FORMAT:
+        layout = _layout_of(present) if form == _FORMAT else None
+        if layout is not None:
             vmcs.launched = launched == 1
             vmcs.session = session
-            values = _VALUES.unpack_from(region, _HEADER.size)
-            for field, value in zip(_FIELD_ORDER, values, strict=True):
-                vmcs.values[field] = value & _MASKS[field]
+            vmcs.values.update(
+                zip(layout.fields, layout.values.unpack_from(region, _HEADER.size), strict=True)
+            )
         return vmcs
 
     def copy(self) -> Vmcs:

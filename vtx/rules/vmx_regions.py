@@ -63,7 +63,8 @@ def write_back(processor: Processor) -> None:
 
 
 def _write_region(processor: Processor, address: int, vmcs: Vmcs) -> None:
-    processor.memory.write(address + _OWN_DATA, vmcs.to_bytes()[_OWN_DATA:])
+    content = vmcs.content(processor.shape.fields)
+    processor.memory.write(address + _OWN_DATA, content[_OWN_DATA:])
 
 
 def vmclear(processor: Processor, operand: Operand) -> ExitInformation | None:
