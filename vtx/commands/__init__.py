@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vtx.commands.base import Command
+from vtx.commands.bench import Bench
 from vtx.commands.check import Check
 from vtx.commands.compare import Compare
 from vtx.commands.exits import Exits
@@ -13,4 +14,4 @@ from vtx.commands.replay import Replay
 __all__ = ["COMMANDS", "Command"]
 
 #: In the order in which help lists them.
-COMMANDS: tuple[type[Command], ...] = (Replay, Compare, Exits, Check, Profiles, Explain)
+COMMANDS: tuple[type[Command], ...] = (Replay, Compare, Exits, Check, Profiles, Explain, Bench)

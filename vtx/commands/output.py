@@ -23,11 +23,14 @@ FORMATS = ("table", "json", "csv")
 _FOLDED = 40
 
 
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--format``, ``-o`` and ``--force``."""
+def add_output_arguments(parser: argparse.ArgumentParser, formats: Sequence[str] = FORMATS) -> None:
+    """Add ``--format``, ``-o`` and ``--force``; the first of `formats` is the default."""
     group = parser.add_argument_group("output")
     group.add_argument(
-        "--format", choices=FORMATS, default="table", help="what to print (default: table)"
+        "--format",
+        choices=formats,
+        default=formats[0],
+        help=f"what to print (default: {formats[0]})",
     )
     group.add_argument(
         "-o", "--output", metavar="FILE", help="write to FILE instead of standard output"
