@@ -27,7 +27,14 @@ from vtx.machine.program import Cursor, Program
 from vtx.machine.registers import Interruptibility, Registers, Rflags, TableRegister
 from vtx.machine.shape import Shape
 from vtx.machine.vmcs import Vmcs
-from vtx.rules import vmx_entry, vmx_fields, vmx_invalidation, vmx_operation, vmx_regions
+from vtx.rules import (
+    vmx_entry,
+    vmx_fields,
+    vmx_functions,
+    vmx_invalidation,
+    vmx_operation,
+    vmx_regions,
+)
 from vtx.rules.delivery import WITH_ERROR_CODE
 from vtx.rules.injected import DELIVER_ERROR_CODE, VALID, EventType
 from vtx.rules.transitions import vm_exit
@@ -160,7 +167,9 @@ class Cpu(Processor):
     the VM-instruction error field are as the manual says. Operands are plain numbers; a
     :class:`MemoryOperand` is read through the processor's own page tables. While the guest runs
     (after a guest's program ended without a VM exit), the instructions cause VM exits and return
-    them.
+    them, with the information that the same line of a listing gives: an operand in memory of which
+    only the value is given counts as ``[0]``, one in a register is put into RAX, a field encoding
+    and a type into RCX.
     """
 
     def __init__(
@@ -325,17 +334,17 @@ class Cpu(Processor):
 
     # ---- Invalidation, VM functions ---------------------------------------------------------
 
-    def invept(self, kind: int, descriptor: Operand = 0) -> Exit | None:
+    def invept(self, kind: int | RegisterOperand, descriptor: Operand = 0) -> Exit | None:
         """INVEPT of type `kind`; the descriptor is the EPT pointer."""
         return self._done(vmx_invalidation.invept(self, kind, descriptor))
 
-    def invvpid(self, kind: int, descriptor: Operand = 0) -> Exit | None:
+    def invvpid(self, kind: int | RegisterOperand, descriptor: Operand = 0) -> Exit | None:
         """INVVPID of type `kind`; the descriptor is ``linear_address << 64 | vpid``."""
         return self._done(vmx_invalidation.invvpid(self, kind, descriptor))
 
     def vmfunc(self) -> Exit | None:
         """VMFUNC: function in EAX, argument in ECX."""
-        return self._done(vmx_invalidation.vmfunc(self))
+        return self._done(vmx_functions.vmfunc(self))
 
     # ---- What a VMM does with them ------------------------------------------------------------
 

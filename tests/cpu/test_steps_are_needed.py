@@ -17,7 +17,14 @@ import pytest
 
 from tests.cpu.states import outcome
 from tests.cpu.steps import CASES, by_step
-from vtx.rules import vmx_entry, vmx_fields, vmx_invalidation, vmx_operation, vmx_regions
+from vtx.rules import (
+    vmx_entry,
+    vmx_fields,
+    vmx_functions,
+    vmx_invalidation,
+    vmx_operation,
+    vmx_regions,
+)
 
 #: The functions that hold the conditions of each instruction.
 HOMES: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
@@ -27,8 +34,8 @@ HOMES: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
     "VMCLEAR": (vmx_regions, ("vmclear",)),
     "VMPTRLD": (vmx_regions, ("vmptrld",)),
     "VMPTRST": (vmx_regions, ("vmptrst",)),
-    "VMREAD": (vmx_fields, ("_vmread", "_exits", "_read_field")),
-    "VMWRITE": (vmx_fields, ("_vmwrite", "_exits", "_write_field")),
+    "VMREAD": (vmx_fields, ("_vmread", "exits", "_read_field")),
+    "VMWRITE": (vmx_fields, ("_vmwrite", "exits", "_write_field")),
     "VMLAUNCH": (
         vmx_entry,
         ("_check_instruction", "_check_clear", "_enter_guest", "_load_msrs"),
@@ -37,7 +44,7 @@ HOMES: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
         vmx_entry,
         ("_check_instruction", "_check_launched", "_enter_guest", "_load_msrs"),
     ),
-    "VMFUNC": (vmx_invalidation, ("vmfunc", "_switch_eptp")),
+    "VMFUNC": (vmx_functions, ("vmfunc", "exits")),
     "INVEPT": (vmx_invalidation, ("invept",)),
     "INVVPID": (vmx_invalidation, ("invvpid", "_check_descriptor")),
 }

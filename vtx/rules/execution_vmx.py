@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vtx.bits import MASK32
 from vtx.errors import GuestFault, VMfail
-from vtx.facts.controls import Proc2, VmFunction
 from vtx.facts.fields import Field
 from vtx.machine.encoding import has_memory_operand
 from vtx.machine.registers import Cr4
@@ -16,7 +14,7 @@ from vtx.rules.execution_memory import read, write
 from vtx.rules.execution_registers import put
 from vtx.rules.exiting_faults import GP, UD
 from vtx.rules.exiting_information import operand_address, register
-from vtx.rules.exiting_rules import new_eptp
+from vtx.rules.vmx_functions import invoke
 
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
@@ -65,19 +63,8 @@ def vmwrite(processor: Processor, instruction: Instruction) -> None:
 
 
 def vmfunc(processor: Processor, instruction: Instruction) -> None:
-    """VMFUNC 0: EPTP switching (SDM, "EPTP Switching")."""
-    vmcs, regs = processor.vmcs, processor.regs
-    assert vmcs is not None
-    if 1 << (regs.rax & MASK32) != VmFunction.EPTP_SWITCHING:
-        raise GuestFault(UD, None, f"VM function {regs.rax & MASK32} is not defined")
-    eptp = new_eptp(processor)
-    assert eptp is not None
-    vmcs[Field.EPT_POINTER] = eptp
-    if processor.shape.supports(Proc2.EPT_VIOLATION_VE):
-        vmcs[Field.EPTP_INDEX] = regs.rcx & 0xFFFF
-    processor.context.eptp = eptp
-    if not vmcs.proc2 & Proc2.ENABLE_VPID:
-        processor.mmu.flush_vpid(0)
+    """VMFUNC (SDM, "VM Functions")."""
+    invoke(processor)
 
 
 def enclosed(processor: Processor, instruction: Instruction) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vtx.machine.processor import Processor
     from vtx.machine.program import Instruction
 
-__all__ = ["BY_CONTROL", "BY_RULE", "OUT_OF_REACH", "UNCONDITIONAL", "decide"]
+__all__ = ["BY_CONTROL", "BY_RULE", "OUT_OF_REACH", "UNCONDITIONAL", "decide", "report"]
 
 #: Bits of IA32_VMX_EPT_VPID_CAP that report the instructions.
 _INVEPT, _INVVPID = 20, 32
@@ -393,16 +393,23 @@ def decide(processor: Processor, instruction: Instruction) -> ExitInformation | 
     if not answer:
         return None
     if answer is True:
-        qualification, information = row.qualification, row.information
-        answer = ExitInformation(
-            row.reason,
-            qualification(processor, instruction) if qualification is not None else 0,
-            instruction.length,
-            information(processor, instruction) if information is not None else 0,
-        )
+        return report(processor, instruction)
     # RFLAGS.RF is saved as 0 (SDM, "Saving RIP, RSP, RFLAGS, and SSP").
     answer.resume_flag = 0
     return answer
+
+
+def report(processor: Processor, instruction: Instruction) -> ExitInformation:
+    """Return the exit of an instruction that does exit, as its row says."""
+    row = _ROWS[instruction.name]
+    qualification, information = row.qualification, row.information
+    return ExitInformation(
+        row.reason,
+        qualification(processor, instruction) if qualification is not None else 0,
+        instruction.length,
+        information(processor, instruction) if information is not None else 0,
+        resume_flag=0,
+    )
 
 
 _Row = Unconditional | ByControl | ByRule

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vtx.bits import MASK32, MASK64, bit
 from vtx.errors import GuestFault
-from vtx.facts.controls import Proc1, Proc2, VmFunction
+from vtx.facts.controls import Proc1, Proc2
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
 from vtx.facts.msrs import Msr
@@ -23,25 +23,25 @@ from vtx.rules.execution_memory import read_u16, read_u64
 from vtx.rules.exiting_faults import GP, NP, TS, UD
 from vtx.rules.physical import read_u8, read_u32
 from vtx.rules.physical import read_u64 as read_physical_u64
+from vtx.rules.vmx_fields import exits as shadowing_exits
+from vtx.rules.vmx_functions import exits as vm_function_exits
 
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
     from vtx.machine.program import Instruction
     from vtx.machine.vmcs import Vmcs
 
-__all__ = ["msr_is_selected", "new_eptp"]
+__all__ = ["msr_is_selected"]
 
 _BITMAP_LAST = 63
 _MSRS_A_BITMAP = 0x2000
 _MSR_LOW, _MSR_HIGH = 0, 0xC000_0000
-_VMREAD_BITMAP_BITS = 15
 _CR3_TARGETS = (
     Field.CR3_TARGET_VALUE_0,
     Field.CR3_TARGET_VALUE_1,
     Field.CR3_TARGET_VALUE_2,
     Field.CR3_TARGET_VALUE_3,
 )
-_EPTP_LIST_ENTRIES = 512
 _USER_MSR_CTL = 0x1C
 _USER_MSRS = 0x4000
 _WRITES_FROM = 2048
@@ -284,17 +284,12 @@ def pause(processor: Processor, instruction: Instruction) -> bool:
     return now - loop[0] > vmcs[Field.PLE_WINDOW]
 
 
-def _shadowed(processor: Processor, instruction: Instruction, bitmap_field: Field) -> bool:
+def _shadowed(processor: Processor, instruction: Instruction, bitmap: Field) -> bool:
     """Tell whether VMREAD or VMWRITE exits for all that VMCS shadowing can do."""
-    vmcs = _vmcs(processor)
-    if not vmcs.proc2 & Proc2.VMCS_SHADOWING:
-        return True
     encoding = info.register(processor.regs, instruction.operands["encoding"])
     if not processor.regs.in_64bit_mode:
         encoding &= MASK32
-    if encoding >> _VMREAD_BITMAP_BITS:
-        return True
-    return bool(bit(read_u8(processor, vmcs[bitmap_field] + encoding // 8), encoding & 7))
+    return shadowing_exits(processor, encoding, bitmap)
 
 
 def vmread(processor: Processor, instruction: Instruction) -> bool:
@@ -315,29 +310,7 @@ def vm_function_number(processor: Processor, instruction: Instruction) -> None:
 
 def vmfunc(processor: Processor, instruction: Instruction) -> bool:
     """Exit if the function is not enabled, or EPTP switching finds no usable EPTP."""
-    vmcs, regs = _vmcs(processor), processor.regs
-    function = regs.rax & MASK32
-    if not bit(vmcs.vm_functions, function):
-        return True
-    if 1 << function != VmFunction.EPTP_SWITCHING:
-        return False
-    traces = vmcs.proc2 & Proc2.INTEL_PT_USES_GUEST_PHYSICAL_ADDRESSES
-    if traces and regs.msrs.get(Msr.IA32_RTIT_CTL, 0) & 1:
-        return True
-    return new_eptp(processor) is None
-
-
-def new_eptp(processor: Processor) -> int | None:
-    """Return the EPTP that EPTP switching would take (SDM, "EPTP Switching"), None if unusable."""
-    from vtx.rules.execution_eptp import eptp_is_valid
-
-    vmcs = _vmcs(processor)
-    number = processor.regs.rcx & MASK32
-    if number >= _EPTP_LIST_ENTRIES:
-        return None
-    eptp = read_physical_u64(processor, vmcs[Field.EPTP_LIST_ADDRESS] + 8 * number)
-    same_walk = not (eptp ^ vmcs[Field.EPT_POINTER]) & 0x38
-    return eptp if same_walk and eptp_is_valid(processor, eptp) else None
+    return vm_function_exits(processor)
 
 
 def translated_pasid(processor: Processor, pasid: int) -> int | None:

@@ -24,11 +24,11 @@ from vtx.rules.transitions_context import leave_root
 from vtx.rules.transitions_msrs import load_at_entry
 from vtx.rules.transitions_synced import Synced
 from vtx.rules.vmx_conditions import without_vmx_instructions
+from vtx.rules.vmx_exits import exit_of
 from vtx.rules.vmx_outcomes import (
     fail_invalid,
     fail_valid,
     general_protection,
-    instruction_exit,
     invalid_opcode,
 )
 from vtx.rules.vmx_regions import activate
@@ -63,7 +63,7 @@ def vmlaunch(processor: Processor) -> ExitInformation | None:
     ------
     GuestFault, VMfailInvalid, VMfailValid
     """
-    info = _check_instruction(processor, "VMLAUNCH", ExitReason.VMLAUNCH)
+    info = _check_instruction(processor, "VMLAUNCH")
     if info is not None:
         return info
     vmcs = processor.vmcs
@@ -82,7 +82,7 @@ def vmresume(processor: Processor) -> ExitInformation | None:
         or vmcs is None
         or vmcs.shadow
     ):
-        info = _check_instruction(processor, "VMRESUME", ExitReason.VMRESUME)
+        info = _check_instruction(processor, "VMRESUME")
         if info is not None:
             return info
         vmcs = processor.vmcs
@@ -92,9 +92,7 @@ def vmresume(processor: Processor) -> ExitInformation | None:
     return _enter_guest(processor, "VMRESUME", vmcs)
 
 
-def _check_instruction(
-    processor: Processor, name: str, exit_reason: ExitReason
-) -> ExitInformation | None:
+def _check_instruction(processor: Processor, name: str) -> ExitInformation | None:
     """Make the instruction's own conditions before the launch state; return its VM exit, if any."""
     # 1. VMX operation.
     if not processor.in_vmx:
@@ -104,7 +102,7 @@ def _check_instruction(
         raise invalid_opcode(name, "in a mode without VMX")
     # 3. In VMX non-root operation it exits.
     if processor.non_root:
-        return instruction_exit(exit_reason)
+        return exit_of(processor, name.lower())
     # 4. CPL 0.
     if processor.regs.cpl:
         raise general_protection(name, f"at CPL {processor.regs.cpl}")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from vtx.bits import MASK32
 from vtx.errors import UsageError, VtxError
 from vtx.facts.controls import Proc2
-from vtx.facts.exits import ExitReason
 from vtx.facts.fields import ACCESS_HIGH, FIELDS, Field, Width, mask
 from vtx.facts.instruction_errors import InstructionError
 from vtx.machine.events import Event
@@ -32,7 +31,6 @@ from vtx.rules.vmx_outcomes import (
     fail_invalid,
     fail_valid,
     general_protection,
-    instruction_exit,
     invalid_opcode,
 )
 
@@ -40,7 +38,7 @@ if TYPE_CHECKING:
     from vtx.machine.processor import Processor
     from vtx.machine.shape import Shape
 
-__all__ = ["vmread", "vmwrite"]
+__all__ = ["exits", "vmread", "vmwrite"]
 
 _VMREAD, _VMWRITE = Event.VMREAD, Event.VMWRITE
 _FLAGS = ~STATUS_FLAGS
@@ -53,22 +51,26 @@ _MASKS: dict[int, int] = {field: mask(field) for field in FIELDS}
 _BITMAP_ENCODINGS = 1 << 15
 
 
-def _exits(
-    processor: Processor, encoding: int, bitmap: Field, reason: ExitReason
-) -> ExitInformation | None:
-    """Return the VM exit of VMREAD or VMWRITE in VMX non-root operation: steps 3 to 5."""
+def exits(processor: Processor, encoding: int, bitmap: Field) -> bool:
+    """Tell whether VMREAD or VMWRITE exits in VMX non-root operation, for all VMCS shadowing."""
     assert processor.vmcs is not None
     # 3. Without VMCS shadowing it does.
     if not processor.vmcs.proc2 & Proc2.VMCS_SHADOWING:
-        return instruction_exit(reason)
+        return True
     # 4. With an encoding beyond 15 bits it does.
     if encoding >= _BITMAP_ENCODINGS:
-        return instruction_exit(reason)
+        return True
     # 5. With its bit set in the bitmap it does.
     byte = read_u8(processor, processor.vmcs[bitmap] + (encoding >> 3))
-    if byte >> (encoding & 7) & 1:
-        return instruction_exit(reason)
-    return None
+    return bool(byte >> (encoding & 7) & 1)
+
+
+def _exit(processor: Processor, name: str, **operands: Operand | None) -> ExitInformation:
+    """Return the VM exit of VMREAD or VMWRITE."""
+    # The tables of what exits ask this module whether it does.
+    from vtx.rules.vmx_exits import exit_of
+
+    return exit_of(processor, name, **operands)
 
 
 def _target(processor: Processor) -> Vmcs | None:
@@ -135,10 +137,8 @@ def _vmread(
         raise invalid_opcode("VMREAD", "in a mode without VMX")
     if not regs.in_64bit_mode:
         encoding &= MASK32
-    if processor.non_root:
-        info = _exits(processor, encoding, Field.VMREAD_BITMAP_ADDRESS, ExitReason.VMREAD)
-        if info is not None:
-            return info
+    if processor.non_root and exits(processor, encoding, Field.VMREAD_BITMAP_ADDRESS):
+        return _exit(processor, "vmread", encoding=encoding, destination=destination)
     # 6. CPL 0.
     if regs.cpl:
         raise general_protection("VMREAD", f"at CPL {regs.cpl}")
@@ -228,10 +228,8 @@ def _vmwrite(processor: Processor, encoding: int, source: Operand) -> ExitInform
         raise invalid_opcode("VMWRITE", "in a mode without VMX")
     if not regs.in_64bit_mode:
         encoding &= MASK32
-    if processor.non_root:
-        info = _exits(processor, encoding, Field.VMWRITE_BITMAP_ADDRESS, ExitReason.VMWRITE)
-        if info is not None:
-            return info
+    if processor.non_root and exits(processor, encoding, Field.VMWRITE_BITMAP_ADDRESS):
+        return _exit(processor, "vmwrite", encoding=encoding, source=source)
     # 6. CPL 0.
     if regs.cpl:
         raise general_protection("VMWRITE", f"at CPL {regs.cpl}")

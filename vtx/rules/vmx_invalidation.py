@@ -1,4 +1,4 @@
-"""INVEPT, INVVPID, and VMFUNC, which can switch the EPT.
+"""INVEPT and INVVPID.
 
 The numbered comments are the conditions of the instruction reference, in its order.
 """
@@ -7,32 +7,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vtx.bits import MASK32, MASK64, is_canonical
-from vtx.facts.controls import Proc2, VmFunction
-from vtx.facts.exits import ExitReason
-from vtx.facts.fields import Field
+from vtx.bits import MASK64, is_canonical
 from vtx.facts.instruction_errors import InstructionError
-from vtx.facts.msrs import Msr
 from vtx.machine.events import Event
 from vtx.machine.exit_information import ExitInformation
 from vtx.machine.registers import Cr4
 from vtx.rules.execution_eptp import eptp_is_valid
-from vtx.rules.physical import read_u64
 from vtx.rules.vmx_conditions import without_vmx_instructions
-from vtx.rules.vmx_operands import Operand, is_register, mode_mask, read_operand
+from vtx.rules.vmx_exits import exit_of
+from vtx.rules.vmx_operands import Operand, RegisterOperand, is_register, mode_mask, read_operand
 from vtx.rules.vmx_outcomes import (
     fail,
     general_protection,
-    instruction_exit,
     invalid_opcode,
     succeed,
 )
 
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
-    from vtx.machine.vmcs import Vmcs
 
-__all__ = ["invept", "invvpid", "vmfunc"]
+__all__ = ["invept", "invvpid"]
 
 # Bits of IA32_VMX_EPT_VPID_CAP.
 _CAP_INVEPT, _CAP_INVVPID = 20, 32
@@ -41,22 +35,19 @@ _CAP_INVVPID_TYPES = {0: 40, 1: 41, 2: 42, 3: 43}
 _SINGLE_EPTP = 1
 _ONE_ADDRESS, _ALL_VPIDS = 0, 2
 _DESCRIPTOR_BYTES = 16
-_EPTP_LIST_ENTRIES = 512
-_WALK_LENGTH = 0x38
-_TRACE_EN = 1
-# VMX instructions with a memory operand: 66 0F 38, opcode, ModRM, and a 32-bit displacement.
-_LENGTH = 5
 _BAD_OPERAND = InstructionError.INVALID_OPERAND_TO_INVEPT_INVVPID
 
 
-def invept(processor: Processor, kind: int, descriptor: Operand) -> ExitInformation | None:
+def invept(
+    processor: Processor, kind: int | RegisterOperand, descriptor: Operand
+) -> ExitInformation | None:
     """INVEPT: invalidate mappings derived from EPT.
 
     Parameters
     ----------
     processor : Processor
         Who executes it.
-    kind : int
+    kind : int or RegisterOperand
         INVEPT type: 1 single-context, 2 global.
     descriptor : int, MemoryOperand or RegisterOperand
         The descriptor of 16 bytes: bits 63:0 EPT pointer, 127:64 reserved.
@@ -85,11 +76,11 @@ def invept(processor: Processor, kind: int, descriptor: Operand) -> ExitInformat
         raise invalid_opcode("INVEPT", "in a mode without VMX")
     # 5. In VMX non-root operation it exits.
     if processor.non_root:
-        return instruction_exit(ExitReason.INVEPT, _LENGTH)
+        return exit_of(processor, "invept", descriptor, register=kind)
     # 6. CPL 0.
     if processor.regs.cpl:
         raise general_protection("INVEPT", f"at CPL {processor.regs.cpl}")
-    kind &= mode_mask(processor)
+    kind = read_operand(processor, kind, 8) & mode_mask(processor)
     # 7. A type that the CPU supports.
     if not _supports(processor, _CAP_INVEPT_TYPES, kind):
         raise fail(processor, "INVEPT", _BAD_OPERAND, f"type {kind:#x} is not supported")
@@ -108,14 +99,16 @@ def _supports(processor: Processor, types: dict[int, int], kind: int) -> bool:
     return position is not None and processor.shape.ept_vpid_cap(position)
 
 
-def invvpid(processor: Processor, kind: int, descriptor: Operand) -> ExitInformation | None:
+def invvpid(
+    processor: Processor, kind: int | RegisterOperand, descriptor: Operand
+) -> ExitInformation | None:
     """INVVPID: invalidate mappings tagged with a VPID.
 
     Parameters
     ----------
     processor : Processor
         Who executes it.
-    kind : int
+    kind : int or RegisterOperand
         INVVPID type: 0 individual address, 1 single-context, 2 all contexts, 3 single-context
         retaining globals.
     descriptor : int, MemoryOperand or RegisterOperand
@@ -138,11 +131,11 @@ def invvpid(processor: Processor, kind: int, descriptor: Operand) -> ExitInforma
         raise invalid_opcode("INVVPID", "in a mode without VMX")
     # 5. In VMX non-root operation it exits.
     if processor.non_root:
-        return instruction_exit(ExitReason.INVVPID, _LENGTH)
+        return exit_of(processor, "invvpid", descriptor, register=kind)
     # 6. CPL 0.
     if processor.regs.cpl:
         raise general_protection("INVVPID", f"at CPL {processor.regs.cpl}")
-    kind &= mode_mask(processor)
+    kind = read_operand(processor, kind, 8) & mode_mask(processor)
     # 7. A type that the CPU supports.
     if not _supports(processor, _CAP_INVVPID_TYPES, kind):
         raise fail(processor, "INVVPID", _BAD_OPERAND, f"type {kind:#x} is not supported")
@@ -167,59 +160,3 @@ def _check_descriptor(processor: Processor, kind: int, value: int) -> None:
     width = 57 if processor.regs.cr4 & Cr4.LA57 else 48
     if kind == _ONE_ADDRESS and not is_canonical(linear, width):
         raise fail(processor, "INVVPID", _BAD_OPERAND, f"{linear:#x} is not canonical")
-
-
-def vmfunc(processor: Processor) -> ExitInformation | None:
-    """VMFUNC: invoke the VM function in EAX with the argument in ECX.
-
-    Returns
-    -------
-    ExitInformation or None
-        The VM exit that it causes; None after success.
-
-    Raises
-    ------
-    GuestFault
-    """
-    # 1. VMX non-root operation.
-    if not processor.non_root:
-        raise invalid_opcode("VMFUNC", "outside VMX non-root operation")
-    vmcs = processor.vmcs
-    assert vmcs is not None
-    # 2. "Enable VM functions".
-    if not vmcs.proc2 & Proc2.ENABLE_VM_FUNCTIONS:
-        raise invalid_opcode("VMFUNC", 'with "enable VM functions" 0')
-    function = processor.regs.rax & MASK32
-    # 3. There are 64 functions.
-    if function > 63:
-        raise invalid_opcode("VMFUNC", f"with function {function}")
-    # 4. The function must be enabled.
-    if not vmcs.vm_functions >> function & 1:
-        return instruction_exit(ExitReason.VMFUNC)
-    if 1 << function == VmFunction.EPTP_SWITCHING:
-        return _switch_eptp(processor, vmcs)
-    return None
-
-
-def _switch_eptp(processor: Processor, vmcs: Vmcs) -> ExitInformation | None:
-    """EPTP switching, VM function 0."""
-    tracing = processor.regs.msrs.get(Msr.IA32_RTIT_CTL, 0) & _TRACE_EN
-    # 5. Not while Intel PT writes to guest-physical addresses.
-    if vmcs.proc2 & Proc2.INTEL_PT_USES_GUEST_PHYSICAL_ADDRESSES and tracing:
-        return instruction_exit(ExitReason.VMFUNC)
-    index = processor.regs.rcx & MASK32
-    # 6. The list has 512 entries.
-    if index >= _EPTP_LIST_ENTRIES:
-        return instruction_exit(ExitReason.VMFUNC)
-    eptp = read_u64(processor, vmcs[Field.EPTP_LIST_ADDRESS] + 8 * index)
-    other_walk = (eptp ^ vmcs[Field.EPT_POINTER]) & _WALK_LENGTH
-    # 7. The entry must be acceptable to VM entry, and walk as many levels as the current one.
-    if other_walk or not eptp_is_valid(processor, eptp):
-        return instruction_exit(ExitReason.VMFUNC)
-    vmcs[Field.EPT_POINTER] = eptp
-    processor.context.eptp = eptp
-    if processor.shape.supports(Proc2.EPT_VIOLATION_VE):
-        vmcs[Field.EPTP_INDEX] = index
-    if not vmcs.proc2 & Proc2.ENABLE_VPID:
-        processor.mmu.flush_vpid(0)
-    return None

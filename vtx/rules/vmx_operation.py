@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vtx.errors import NotSupported
-from vtx.facts.exits import ExitReason
 from vtx.facts.instruction_errors import InstructionError
 from vtx.facts.msrs import Msr
 from vtx.machine.exit_information import ExitInformation
@@ -16,13 +15,13 @@ from vtx.machine.registers import Cr4
 from vtx.rules.limits import physical_width
 from vtx.rules.physical import read_u32
 from vtx.rules.vmx_conditions import region_word, without_vmx_instructions
+from vtx.rules.vmx_exits import exit_of
 from vtx.rules.vmx_operands import Operand, is_register, read_operand
 from vtx.rules.vmx_outcomes import (
     fail,
     fail_invalid,
     fail_valid,
     general_protection,
-    instruction_exit,
     invalid_opcode,
     succeed,
 )
@@ -71,7 +70,7 @@ def vmxon(processor: Processor, operand: Operand) -> ExitInformation | None:
         raise invalid_opcode("VMXON", "in a mode without VMX, or with CR4.VMXE 0")
     # 3. In VMX non-root operation it exits.
     if processor.non_root:
-        return instruction_exit(ExitReason.VMXON)
+        return exit_of(processor, "vmxon", operand)
     if processor.in_vmx:
         # 4. In VMX root operation, CPL must be 0 ...
         if regs.cpl:
@@ -153,7 +152,7 @@ def vmxoff(processor: Processor) -> ExitInformation | None:
         raise invalid_opcode("VMXOFF", "in a mode without VMX")
     # 3. In VMX non-root operation it exits.
     if processor.non_root:
-        return instruction_exit(ExitReason.VMXOFF)
+        return exit_of(processor, "vmxoff")
     # 4. CPL 0.
     if regs.cpl:
         raise general_protection("VMXOFF", f"at CPL {regs.cpl}")
@@ -194,7 +193,7 @@ def vmcall(processor: Processor) -> ExitInformation | None:
         raise invalid_opcode("VMCALL", "outside VMX operation")
     # 2. In VMX non-root operation it exits, in any mode and at any CPL.
     if processor.non_root:
-        return instruction_exit(ExitReason.VMCALL)
+        return exit_of(processor, "vmcall")
     # 3. Neither virtual-8086 nor compatibility mode.
     if regs.in_virtual_8086_mode or regs.in_compatibility_mode:
         raise invalid_opcode("VMCALL", "in virtual-8086 or compatibility mode")

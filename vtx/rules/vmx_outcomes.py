@@ -9,11 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vtx.errors import GuestFault, VMfail, VMfailInvalid, VMfailValid
-from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
 from vtx.facts.instruction_errors import INSTRUCTION_ERRORS, InstructionError
 from vtx.machine.events import Event
-from vtx.machine.exit_information import ExitInformation
 
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
@@ -23,7 +21,6 @@ __all__ = [
     "fail_invalid",
     "fail_valid",
     "general_protection",
-    "instruction_exit",
     "invalid_opcode",
     "succeed",
 ]
@@ -31,9 +28,6 @@ __all__ = [
 #: CF, PF, AF, ZF, SF, OF: what every VMX instruction leaves defined.
 STATUS_FLAGS = 0x8D5
 _CF, _ZF = 1 << 0, 1 << 6
-
-# Bytes of machine code of the instructions that have no operand in memory or register.
-_LENGTH = 3
 
 
 def succeed(processor: Processor, event: Event = Event.VMX_INSTRUCTION) -> None:
@@ -84,8 +78,3 @@ def invalid_opcode(instruction: str, why: str) -> GuestFault:
 def general_protection(instruction: str, why: str) -> GuestFault:
     """#GP(0)."""
     return GuestFault(13, 0, f"{instruction} {why}")
-
-
-def instruction_exit(reason: ExitReason, length: int = _LENGTH) -> ExitInformation:
-    """Return the VM exit of a VMX instruction that was executed in VMX non-root operation."""
-    return ExitInformation(reason, instruction_length=length)

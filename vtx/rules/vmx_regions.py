@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vtx.facts.controls import Proc2
-from vtx.facts.exits import ExitReason
 from vtx.facts.instruction_errors import InstructionError
 from vtx.machine.exit_information import ExitInformation
 from vtx.machine.vmcs import REGION_BYTES, SHADOW_BIT, Vmcs
 from vtx.rules.vmx_conditions import bad_address, region_word, without_vmx_instructions
+from vtx.rules.vmx_exits import exit_of
 from vtx.rules.vmx_operands import (
     MemoryOperand,
     Operand,
@@ -27,7 +27,6 @@ from vtx.rules.vmx_operands import (
 from vtx.rules.vmx_outcomes import (
     fail,
     general_protection,
-    instruction_exit,
     invalid_opcode,
     succeed,
 )
@@ -97,7 +96,7 @@ def vmclear(processor: Processor, operand: Operand) -> ExitInformation | None:
         raise invalid_opcode("VMCLEAR", "in a mode without VMX")
     # 4. In VMX non-root operation it exits.
     if processor.non_root:
-        return instruction_exit(ExitReason.VMCLEAR)
+        return exit_of(processor, "vmclear", operand)
     # 5. CPL 0.
     if processor.regs.cpl:
         raise general_protection("VMCLEAR", f"at CPL {processor.regs.cpl}")
@@ -139,7 +138,7 @@ def vmptrld(processor: Processor, operand: Operand) -> ExitInformation | None:
         raise invalid_opcode("VMPTRLD", "in a mode without VMX")
     # 4. In VMX non-root operation it exits.
     if processor.non_root:
-        return instruction_exit(ExitReason.VMPTRLD)
+        return exit_of(processor, "vmptrld", operand)
     # 5. CPL 0.
     if processor.regs.cpl:
         raise general_protection("VMPTRLD", f"at CPL {processor.regs.cpl}")
@@ -197,7 +196,7 @@ def vmptrst(
         raise invalid_opcode("VMPTRST", "in a mode without VMX")
     # 4. In VMX non-root operation it exits.
     if processor.non_root:
-        return instruction_exit(ExitReason.VMPTRST)
+        return exit_of(processor, "vmptrst", destination or 0)
     # 5. CPL 0.
     if processor.regs.cpl:
         raise general_protection("VMPTRST", f"at CPL {processor.regs.cpl}")
