@@ -351,3 +351,62 @@ const vtx_exit_counts *vtx_exits_counted(const vtx_exits *scanner);
 uint64_t vtx_exits_name_count(const vtx_exits *scanner);
 /* Exit reasons and user-space exits as they were printed. */
 const char *vtx_exits_name(const vtx_exits *scanner, uint64_t index);
+
+/* ---- Reference streams (streams.c) --------------------------------------------------------- */
+
+enum vtx_stream_format {
+    VTX_STREAM_LACKEY = 0,     /* valgrind --tool=lackey --trace-mem=yes: text */
+    VTX_STREAM_DRMEMTRACE = 1, /* DynamoRIO trace_entry_t of 8, 12 or 16 bytes */
+    VTX_STREAM_CHAMPSIM = 2,   /* ChampSim input_instr: 64 bytes */
+    VTX_STREAM_CLOUDSUITE = 3  /* ChampSim cloudsuite_instr: 96 bytes */
+};
+
+/* Why a line, an entry or an instruction gave no reference. */
+enum vtx_stream_skip {
+    VTX_STREAM_BLANK = 0,
+    VTX_STREAM_MESSAGE = 1,   /* a line of valgrind itself, ==pid== */
+    VTX_STREAM_OTHER = 2,     /* a line of the traced program; an entry of an unknown type */
+    VTX_STREAM_MALFORMED = 3, /* begins as a reference and is none */
+    VTX_STREAM_NON_CANONICAL = 4,
+    VTX_STREAM_EMPTY = 5, /* of no bytes */
+    VTX_STREAM_PREFETCH = 6,
+    VTX_STREAM_FLUSH = 7,
+    VTX_STREAM_NO_FETCH = 8, /* a further iteration of a string instruction */
+    VTX_STREAM_MARKER = 9,
+    VTX_STREAM_ENCODING = 10,
+    VTX_STREAM_IDENTITY = 11, /* says which thread or process follows */
+    VTX_STREAM_FRAME = 12,    /* header, footer */
+    VTX_STREAM_FILTERED = 13, /* another thread or process was asked for */
+    VTX_STREAM_CUT = 14,      /* the file ends in the middle of it */
+    VTX_STREAM_SKIP_KINDS = 15
+};
+
+typedef struct {
+    uint64_t read;        /* lines, entries or instructions */
+    uint64_t used;        /* those that gave references; used + skipped = read */
+    uint64_t skipped[15]; /* by enum vtx_stream_skip */
+    uint64_t kinds[4];    /* references by kind of access */
+    uint64_t dropped;     /* single addresses that are not canonical */
+    uint64_t split;       /* references of more than 4096 bytes, which became several */
+    uint64_t malformed;   /* number, from 1, of the first malformed line or entry; 0 for none */
+    uint64_t threads;     /* that an entry named */
+    uint64_t version;     /* of the format, as the header says */
+} vtx_stream_counts;
+
+typedef struct vtx_scanner vtx_scanner;
+
+/* `entry_bytes`: of a drmemtrace entry (8, 12, 16). NULL without memory or for another value. */
+vtx_scanner *vtx_scanner_new(uint32_t format, uint32_t entry_bytes);
+void vtx_scanner_free(vtx_scanner *scanner);
+/* Only the references of one process or one thread (of drmemtrace). */
+void vtx_scanner_only_pid(vtx_scanner *scanner, uint64_t pid);
+void vtx_scanner_only_tid(vtx_scanner *scanner, uint64_t tid);
+/* Make records of `bytes`. Returns how many bytes are done with: the caller gives the rest again,
+ * with more behind it; it stops early if `out` (at least 32 records) is full, and behind a malformed
+ * line or entry if `strict`. `final`: nothing more will come. */
+uint64_t vtx_scanner_scan(vtx_scanner *scanner, const char *bytes, uint64_t length, int final,
+                          int strict, uint64_t *out, uint64_t capacity, uint64_t *count);
+const vtx_stream_counts *vtx_scanner_counted(const vtx_scanner *scanner);
+/* The first record that is no reference (a fetch of no bytes, or more than 4096 bytes); `count` if
+ * all are. The references are added to kinds[4]. */
+uint64_t vtx_stream_check(const uint64_t *records, uint64_t count, uint64_t *kinds);

@@ -1,4 +1,7 @@
-"""The extension that cffi builds from csrc/vtx_api.h; only vtx.machine.memory and .mmu use it."""
+"""The extension that cffi builds from csrc/vtx_api.h.
+
+vtx.machine, vtx.tlb and vtx.streams use it, and nothing else.
+"""
 
 from typing import Any
 

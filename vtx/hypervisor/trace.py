@@ -72,10 +72,10 @@ class Trace:
         stream = self.header.stream
         if stream is None:
             return None
-        from vtx.hypervisor.streams import open_stream
+        from vtx.streams import open_stream
 
         try:
-            records = open_stream(stream.path)
+            records = open_stream(stream.path).array()
             if (stream.stop or stream.start + 1) > len(records):
                 raise InputError(
                     f"the stream {stream.path} has only {len(records)} references",
