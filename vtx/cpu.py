@@ -6,6 +6,7 @@ The rules decide; here their outcomes become what Python expects: a value, an ex
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -197,6 +198,11 @@ class Cpu(Processor):
         traceback: TracebackType | None,
     ) -> None:
         self.machine.__exit__(kind, error, traceback)
+
+    @property
+    def peers(self) -> Sequence[Processor]:
+        """The machine's logical processors."""
+        return self.machine.cpus
 
     @property
     def ept(self) -> GuestEpt:

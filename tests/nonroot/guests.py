@@ -50,7 +50,7 @@ class GuestCpu(Cpu):
     def enter(self, text: str, **handlers: str) -> Exit:
         """Launch the guest with a listing; handlers are listings by ``vector_N``."""
         programs = {
-            int(name.removeprefix("vector_")): Program(listing(steps))
+            int(name.removeprefix("vector_"), 0): Program(listing(steps))
             for name, steps in handlers.items()
         }
         return self.vmlaunch(Program(listing(text), programs))

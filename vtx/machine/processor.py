@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -156,3 +157,8 @@ class Processor:
         self.tsc = 0
         self.steps = 0
         self.cursors: list[Cursor] = []
+
+    @property
+    def peers(self) -> Sequence[Processor]:
+        """The machine's logical processors, this one among them: whom its interrupts can reach."""
+        return (self,)

@@ -156,6 +156,8 @@ def arrive(processor: Processor, event: Instruction) -> ExitInformation | None:
             pending.nmi = True
         case "init":
             pending.init = True
+        case "smi":
+            pending.smi = True
         case "sipi":
             pending.sipi = operands.get("vector", 0)
         case "bus_lock" if proc2 & Proc2.VMM_BUS_LOCK_DETECTION:

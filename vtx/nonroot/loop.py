@@ -111,6 +111,7 @@ class Guest:
                 or pending.interrupts
                 or pending.nmi
                 or pending.init
+                or pending.smi
                 or pending.mtf
                 or pending.sipi is not None
             )

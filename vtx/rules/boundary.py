@@ -4,7 +4,7 @@ SDM, "Event Blocking", "Priority Among Concurrent Events", and the notes of each
 "Other Causes of VM Exits". Levels, highest first:
 
 ====  ===========================================================================================
-4     INIT, start-up IPI
+4     SMI, INIT, start-up IPI
 5     pending MTF exit
 6     debug exceptions of the instruction before
 7     VMX-preemption timer
@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vtx.errors import NotSupported
 from vtx.facts.controls import Exit1, Pin, Proc1, Proc2
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
@@ -102,6 +103,20 @@ def steps_to_timer(processor: Processor) -> int | None:
 
 
 # The levels. Each looks at one kind of event.
+
+
+def _smi(processor: Processor) -> Outcome:
+    """Take an SMI under the default treatment: its handler runs in SMM and returns with RSM.
+
+    SDM, "Default Treatment of SMI Delivery": there is no VM exit, what VMX operation was in is kept
+    across SMM, and so is a pending MTF exit. The handler itself is no part of the machine.
+    """
+    pending = processor.pending
+    if pending.smi and processor.dual_monitor_active:
+        raise NotSupported("the SMI causes an SMM VM exit, and there is no SMM-transfer monitor")
+    if processor.regs.activity_state != Activity.WAIT_FOR_SIPI and not processor.smi_blocked:
+        pending.smi = False
+    return None
 
 
 def _init_or_sipi(processor: Processor) -> Outcome:
@@ -214,6 +229,7 @@ def _external_interrupt(processor: Processor) -> Outcome:
 
 #: From the highest priority to the lowest.
 LEVELS: tuple[Callable[[Processor], Outcome], ...] = (
+    _smi,
     _init_or_sipi,
     _monitor_trap_flag,
     _debug_trap,

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from vtx.bits import MASK32, bit
 from vtx.errors import GuestFault
-from vtx.facts.controls import Proc1, Proc2
+from vtx.facts.controls import Proc1, Proc2, Proc3
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
 from vtx.facts.msrs import Msr
 from vtx.machine.exit_information import ExitInformation
+from vtx.rules.ipi import ICR_RESERVED, interrupt, post_ipi, send
 
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
@@ -49,6 +50,8 @@ _X2APIC_MODE = 3 << 10
 _APIC_ID = 0x802
 #: ICR[31:0] apart from vector, level and destination mode: fixed, edge-triggered, to self.
 _SELF_FIXED_MASK, _SELF_FIXED = 0xFFFF_B700, 0x4_0000
+#: ICR[31:0] apart from vector and level: fixed, edge-triggered, physical, without shorthand.
+_IPI_MUST_BE_0 = 0xFFFF_BF00
 _POSTED_WORDS, _OUTSTANDING = 32, 32
 
 
@@ -207,15 +210,28 @@ def apic_write(processor: Processor, offset: int) -> ExitInformation | None:
     if register == VEOI and virtual:
         write_register(processor, VEOI, 0)
         return _eoi(processor)
-    if register == VICR_LOW and virtual:
-        icr = read_register(processor, VICR_LOW)
-        if icr & _SELF_FIXED_MASK == _SELF_FIXED and icr & 0xF0:
-            _self_ipi(processor, icr & 0xFF)
-            return None
+    if register == VICR_LOW:
+        return _icr_write(processor, read_register(processor, VICR_HIGH) >> 24)
     if register == VICR_HIGH:
         write_register(processor, VICR_HIGH, read_register(processor, VICR_HIGH) & 0xFF00_0000)
         return None
     return _apic_write_exit(register)
+
+
+def _icr_write(processor: Processor, target: int) -> ExitInformation | None:
+    """Do what a write to VICR_LO leads to; `target` is the virtual APIC ID that VICR_HI names."""
+    icr = read_register(processor, VICR_LOW)
+    if (
+        _delivers_virtual_interrupts(processor)
+        and icr & _SELF_FIXED_MASK == _SELF_FIXED
+        and icr & 0xF0
+    ):
+        _self_ipi(processor, icr & 0xFF)
+        return None
+    posts = _vmcs(processor).proc3 & Proc3.IPI_VIRTUALIZATION and not icr & _IPI_MUST_BE_0
+    if posts and post_ipi(processor, icr & 0xFF, target):
+        return None
+    return _apic_write_exit(VICR_LOW)
 
 
 def _in_x2apic_mode(processor: Processor, msr: int) -> None:
@@ -260,8 +276,17 @@ def write_x2apic(processor: Processor, msr: int, value: int) -> ExitInformation 
             return _apic_write_exit(SELF_IPI)
         _self_ipi(processor, value)
         return None
+    if msr == Msr.IA32_X2APIC_ICR and _vmcs(processor).proc3 & Proc3.IPI_VIRTUALIZATION:
+        _no_reserved_icr_bits(msr, value)
+        processor.memory.write_u64(_page(processor) + VICR_LOW, value)
+        return _icr_write(processor, value >> 32)
     _write_real_x2apic(processor, msr, value)
     return None
+
+
+def _no_reserved_icr_bits(msr: int, value: int) -> None:
+    if value & ICR_RESERVED:
+        raise GuestFault(_GP, 0, f"WRMSR of {msr:#x}: reserved bits are set")
 
 
 def _no_bits_above(msr: int, value: int, width: int) -> None:
@@ -270,7 +295,7 @@ def _no_bits_above(msr: int, value: int, width: int) -> None:
 
 
 def _write_real_x2apic(processor: Processor, msr: int, value: int) -> None:
-    """Write a register of the logical processor's own APIC; only the priority has an effect."""
+    """Write a register of the processor's own APIC; priority and interrupts have effects."""
     _in_x2apic_mode(processor, msr)
     if msr == _APIC_ID:
         raise GuestFault(_GP, 0, f"MSR {msr:#x} is read-only")
@@ -279,5 +304,12 @@ def _write_real_x2apic(processor: Processor, msr: int, value: int) -> None:
         processor.regs.cr8 = value >> 4
     elif msr == Msr.IA32_X2APIC_EOI:
         _no_bits_above(msr, value, 0)
+    elif msr == Msr.IA32_X2APIC_SELF_IPI:
+        _no_bits_above(msr, value, 8)
+        interrupt(processor, value)
+    elif msr == Msr.IA32_X2APIC_ICR:
+        _no_reserved_icr_bits(msr, value)
+        processor.regs.msrs[msr] = value
+        send(processor, value)
     else:
         processor.regs.msrs[msr] = value

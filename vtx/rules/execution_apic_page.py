@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vtx.facts.controls import Proc1, Proc2
+from vtx.facts.controls import Proc1, Proc2, Proc3
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
 from vtx.machine.exit_information import ExitInformation
@@ -44,9 +44,9 @@ def _is_virtualized(vmcs: Vmcs, offset: int, size: int, is_write: bool) -> bool:
         return True
     if proc2 & Proc2.APIC_REGISTER_VIRTUALIZATION:
         return register in (_WRITES if is_write else _READS)
-    if proc2 & Proc2.VIRTUAL_INTERRUPT_DELIVERY:
-        return register in (_EOI, _ICR_LOW)
-    return False
+    if proc2 & Proc2.VIRTUAL_INTERRUPT_DELIVERY and register in (_EOI, _ICR_LOW):
+        return True
+    return bool(is_write and register == _ICR_LOW and vmcs.proc3 & Proc3.IPI_VIRTUALIZATION)
 
 
 def virtualized(

@@ -351,8 +351,6 @@ OUT_OF_REACH = {
     "erets_eretu": "needs FRED event delivery; without CR4.FRED both raise #UD, as here",
     "senduipi": "there is no user-interrupt target table: the notification IPI is never sent",
     "guest_timer": "APIC-timer virtualization is not modelled: IA32_TSC_DEADLINE is a plain MSR",
-    "apic_write": "IPI virtualization is not modelled: a write to VICR that it could complete "
-    "exits as it does without the control",
     "apic_access": "accesses of a recorded stream are translated in the core, which does not know "
     "the APIC-access page; steps of a listing are checked",
 }

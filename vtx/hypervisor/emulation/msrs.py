@@ -13,6 +13,7 @@ from vtx.facts.msrs import Msr
 from vtx.hypervisor.emulation.registers import RegisterAccesses
 from vtx.hypervisor.vmm import on
 from vtx.machine.registers import Efer
+from vtx.rules.ipi import destinations, logical_id
 from vtx.rules.msr_values import wrmsr_fault
 
 if TYPE_CHECKING:
@@ -62,10 +63,6 @@ _X2APIC_READ_ONLY = frozenset({_X2APIC_ID, _X2APIC_VERSION, _X2APIC_LOGICAL_ID})
 _X2APIC_WRITE_ONLY = frozenset({int(Msr.IA32_X2APIC_EOI), int(Msr.IA32_X2APIC_SELF_IPI)})
 _FIXED_DELIVERY, _NMI_DELIVERY = 0, 4
 _LOWEST_INTERRUPT = 16
-#: Of the interrupt command register: destination shorthands (3 is "all excluding self"), logical
-#: destination mode, and the destination that names every processor.
-_SELF, _ALL = 1, 2
-_LOGICAL_DESTINATION, _BROADCAST = 1 << 11, 0xFFFF_FFFF
 
 
 class MsrAccesses(RegisterAccesses):
@@ -183,7 +180,7 @@ class MsrAccesses(RegisterAccesses):
         if index == _X2APIC_ID:
             return cpu.number
         if index == _X2APIC_LOGICAL_ID:
-            return _logical_id(cpu.number)
+            return logical_id(cpu.number)
         if index == Msr.IA32_X2APIC_TPR:
             return cpu.regs.cr8 << 4
         if index in _X2APIC_FIXED:
@@ -212,10 +209,9 @@ class MsrAccesses(RegisterAccesses):
     def _send_ipi(self, cpu: Cpu, command: int) -> None:
         """Send what the interrupt command register says to the processors that it names."""
         vector, mode = bits(command, 7, 0), bits(command, 10, 8)
-        for vcpu in list(self.guest.vcpus.values()):
-            target = vcpu.cpu
-            if target is None or not _is_destination(target.number, cpu.number, command):
-                continue
+        cpus = {vcpu.cpu.number: vcpu.cpu for vcpu in self.guest.vcpus.values() if vcpu.cpu}
+        for number in destinations(cpu.number, command, cpus):
+            target = cpus[number]
             if mode == _FIXED_DELIVERY and vector >= _LOWEST_INTERRUPT:
                 self.raise_interrupt(target, vector)
             elif mode == _NMI_DELIVERY:
@@ -223,27 +219,6 @@ class MsrAccesses(RegisterAccesses):
             else:
                 continue
             self.kick(target)
-
-
-def _logical_id(number: int) -> int:
-    """Return the logical x2APIC ID: cluster in bits 31:16, one bit of 15:0 for the processor."""
-    return (number >> 4) << 16 | 1 << (number & 0xF)
-
-
-def _is_destination(number: int, sender: int, command: int) -> bool:
-    """Tell whether an interrupt command of `sender` names the processor with this x2APIC ID.
-
-    SDM, "Determining IPI Destination in x2APIC Mode": a shorthand says it alone.
-    """
-    shorthand, target = bits(command, 19, 18), command >> 32
-    if shorthand:
-        return shorthand == _ALL or (number == sender) == (shorthand == _SELF)
-    if target == _BROADCAST:
-        return True
-    if not command & _LOGICAL_DESTINATION:
-        return number == target
-    own = _logical_id(number)
-    return own >> 16 == target >> 16 and bool(own & target & 0xFFFF)
 
 
 def _register(exit: Exit) -> str:
