@@ -227,7 +227,7 @@ def test_streams_of_garbage(tmp_path, seed):
         ("stream: missing.u64", 2, "No such file"),
         ("stream: short.u64", 2, "truncated"),
         ("stream: wrong.npy", 2, "float64 array"),
-        ("stream: .", 2, "no kind of stream"),
+        ("stream: .", 2, "it is a directory"),
         ("profile: skylake_spp\nsteps: cpuid", 2, "did you mean skylake_sp"),
         ("profile: impossible.yaml\nsteps: cpuid", None, "impossible.yaml"),
         ("memory: 8M\nsteps: |\n  store 0x304000 value=0x800000e7\n  load 0x100000", 5, "beyond"),
