@@ -13,11 +13,18 @@ from hypothesis import strategies as st
 import vtx
 from vtx.errors import UnknownName, UsageError
 from vtx.explanation import KINDS, Article, Explanation, explain
+from vtx.explanation.search import search
 from vtx.facts.controls import GROUPS
+from vtx.facts.ept import ENTRY_FORMATS
+from vtx.facts.exiting import BOUNDARY_PRIORITY, CHANGED, CONDITIONAL, EVENTS, UNCONDITIONAL
 from vtx.facts.exits import EXITS
 from vtx.facts.fields import FIELDS
 from vtx.facts.instruction_errors import INSTRUCTION_ERRORS
 from vtx.facts.msrs import CAPABILITY_MSRS
+from vtx.facts.vmx_instructions import OUTCOMES, VMX_INSTRUCTIONS
+from vtx.rules import exiting
+from vtx.rules.check import CHECKS
+from vtx.rules.unreachable import WITHOUT_CHECK
 
 
 def only(explanation: Explanation) -> Article:
@@ -35,7 +42,10 @@ EVERYTHING = [
     *(("control", info.key) for group in GROUPS.values() for info in group.controls),
     *(("error", info.name) for info in INSTRUCTION_ERRORS.values()),
     *(("msr", info.name) for info in CAPABILITY_MSRS.values()),
+    *(("instruction", name) for name in UNCONDITIONAL | CONDITIONAL | CHANGED),
+    *(("event", name) for name in EVENTS),
 ]
+CHECK_IDS = [*CHECKS, *WITHOUT_CHECK]
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERYTHING)
@@ -116,14 +126,15 @@ def test_kvm_names_and_numbers_of_exits(what: str) -> None:
 
 
 def test_an_exit_says_which_fields_it_fills() -> None:
-    facts = only(explain("ept_violation")).facts
+    facts = only(explain("ept_violation", "exit")).facts
     assert facts["Guest-physical address"] == "filled"
     assert facts["Guest-linear address"] == "filled in some cases only"
     assert facts["Interruption information"] == "not valid (bit 31 is 0)"
     assert "while another event" in facts["IDT-vectoring information"]
-    assert only(explain("hlt")).facts["Qualification"] == "cleared to 0"
+    assert only(explain("hlt", "exit")).facts["Qualification"] == "cleared to 0"
     assert (
-        only(explain("vmread")).tables[1].title == "Instruction information for VMREAD and VMWRITE"
+        only(explain("vmread", "exit")).tables[1].title
+        == "Instruction information for VMREAD and VMWRITE"
     )
     assert "only exit reason" in only(explain(33, "exit")).facts["Information"]
 
@@ -281,7 +292,7 @@ def test_unknown_names_get_suggestions(query: str, suggestion: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["", "  ", "zzz", 999_999, -1, "error 14", "exit 35", "field 3", "exit"]
+    "query", ["", "  ", "zzz", 999_999, -1, "error 14", "exit 35", "field 3", "x y"]
 )
 def test_what_means_nothing_is_refused(query: str | int) -> None:
     with pytest.raises(UnknownName):
@@ -291,7 +302,8 @@ def test_what_means_nothing_is_refused(query: str | int) -> None:
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(UnknownName, match="did you mean field"):
         explain("guest_rip", "fields")
-    assert KINDS == ("field", "exit", "control", "error", "msr")
+    assert KINDS[:5] == ("field", "exit", "control", "error", "msr")
+    assert KINDS[5:] == ("instruction", "event", "check", "ept")
 
 
 @pytest.mark.parametrize(("kind", "qualification"), [("field", 1), (None, -1), (None, 1 << 64)])
@@ -335,3 +347,189 @@ def test_the_facts_and_explanations_need_no_third_party_package() -> None:
 def test_only_an_exit_reason_has_a_qualification(query):
     with pytest.raises(UsageError, match=f"(?i){query} .* has no qualification"):
         explain(query, qualification=5)
+
+
+def test_every_check_has_an_article() -> None:
+    related = set()
+    for id in CHECK_IDS:
+        article = only(explain(id, "check"))
+        assert (article.kind, article.name) == ("check", id)
+        assert article.summary.endswith(".")
+        assert article.sections
+        assert all(len(line) <= 88 for line in str(Explanation(id, (article,))).splitlines())
+        related |= set(article.related)
+    assert all(explain(name).articles for name in related)
+
+
+def test_a_check_tells_rule_consequence_fields_and_cause() -> None:
+    article = only(explain("guest.interruptibility.sti_needs_if"))
+    assert article.summary == "If RFLAGS.IF of the guest is 0, there is no blocking by STI."
+    assert article.facts["Otherwise"].startswith(
+        "VM-entry failure, exit reason 33, exit qualification 0. The host state is loaded"
+    )
+    assert (
+        article.facts["Looks at"] == "guest_interruptibility_state (bits 0); guest_rflags (bits 9)"
+    )
+    assert "SMI" in article.facts["Likely cause"]
+    assert article.related[0] == "exit 33"
+    assert "error 7" in only(explain("ctl.exec.x2apic_vs_apic_accesses")).related
+    assert (
+        "(activate_secondary_controls)"
+        in (only(explain("ctl.exec.x2apic_vs_apic_accesses")).facts["Looks at"])
+    )
+
+
+def test_part_of_an_id_finds_one_check_or_lists_several() -> None:
+    assert only(explain("sti_needs_if")).name == "guest.interruptibility.sti_needs_if"
+    listed = only(explain("guest.rflags", "check"))
+    assert set(listed.facts) == {id for id in CHECKS if id.startswith("guest.rflags.")}
+    with pytest.raises(UnknownName, match=r"did you mean guest\.rflags\.reserved_1"):
+        explain("guest.rflags.reserved_11")
+
+
+def test_the_tables_of_what_exits_agree_with_the_rules() -> None:
+    """The text of a row and the function that decides it name the same exit reason."""
+    rules = exiting.UNCONDITIONAL | exiting.BY_CONTROL | exiting.BY_RULE
+    for name, rule in rules.items():
+        row = (UNCONDITIONAL | CONDITIONAL).get(name)
+        if row is not None:
+            assert row.reason == int(rule.reason), name
+    assert set(UNCONDITIONAL) == set(exiting.UNCONDITIONAL)
+    for name, rule in exiting.BY_CONTROL.items():
+        row = CONDITIONAL.get(name)
+        if row is not None:
+            control = f"{rule.group}.{rule.control.name.lower()}"
+            assert control in row.controls, name
+
+
+def test_the_lists_of_the_manual_are_complete() -> None:
+    assert [len(t) for t in (UNCONDITIONAL, CONDITIONAL, CHANGED, EVENTS)] == [16, 47, 9, 26]
+    assert len(BOUNDARY_PRIORITY) == 12
+    assert sum(len(row.conditions) for row in VMX_INSTRUCTIONS.values()) == 132
+    for row in (UNCONDITIONAL | CONDITIONAL).values():
+        assert row.reason in {int(reason) for reason in EXITS}
+    for row in VMX_INSTRUCTIONS.values():
+        outcomes = {step.outcome.split("(")[0] for step in row.conditions}
+        assert all(o.startswith(("#", "VM", "SMM")) for o in outcomes), row.name
+    errors = {int(info.error) for info in INSTRUCTION_ERRORS.values()}
+    for row in VMX_INSTRUCTIONS.values():
+        for step in row.conditions:
+            head, _, number = step.outcome.rstrip(")").partition("(")
+            if head in OUTCOMES and number.isdecimal():
+                assert int(number) in errors
+
+
+def test_an_instruction_tells_the_order_of_faults_and_exit() -> None:
+    facts = only(explain("mov_dr", "instruction")).facts
+    assert facts["In order"].startswith("#UD for LOCK, then the VM exit, then #GP(0) for CPL > 0")
+    assert facts["Decided by"] == "proc1.mov_dr_exiting"
+    assert "rdmsr" in only(explain("instruction rdmsr")).facts["In a trace"]
+    assert {a.name for a in explain("MOV CR3").articles} == {"mov_to_cr3", "mov_from_cr3"}
+    assert {a.name for a in explain("in", "instruction").articles} == {"in_out"}
+
+
+def test_a_vmx_instruction_lists_its_conditions_in_order() -> None:
+    facts = only(explain("instruction vmptrld")).facts
+    steps = [facts[f"{n}."] for n in range(1, 11)]
+    assert steps[0] == "Operand is a register: #UD."
+    assert steps[7] == "Address equals the VMXON pointer: VMfail(10)."
+    assert "11." not in facts
+    assert facts["VMfail"].startswith("VMfailValid if there is a current VMCS")
+
+
+def test_an_event_tells_its_priority() -> None:
+    facts = only(explain("nmi window", "event")).facts
+    assert facts["Priority"] == "Below preemption timer, above NMI."
+    assert "8. NMI-window exit (8)" in facts["The order"]
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        (
+            "vm_exit_interruption_information 0x80000b0e",
+            "Hardware exception, vector 14 (#PF), with an error code.",
+        ),
+        ("idt_vectoring_information 0x80000202", "NMI, vector 2, without an error code."),
+        ("VM_EXIT_INTR_INFO 0x0000030d", "Not valid (bit 31 is 0)"),
+        ("guest_cs_access_rights 0xa09b", "It is a 64-bit code segment with DPL 0."),
+        ("guest_ss_access_rights 0x1c000", "unusable"),
+        ("guest_ss_access_rights = 0xc0f3", "a writable data segment with DPL 3"),
+        ("guest_tr_access_rights 0x8b", "a system segment of type 11 with DPL 0"),
+        ("guest_activity_state 3", "in state wait-for-SIPI"),
+        ("guest_interruptibility_state 9", "Set: blocking by sti and blocking by nmi."),
+        ("ept_pointer 0x10105e", "A 4-level EPT whose root is at 0x101000, with accessed"),
+        ("pin_based_controls 0x3f", "1: External-interrupt exiting, NMI exiting, Virtual NMIs."),
+        ("guest_rip 0x1000", "0x1000 is 4096"),
+    ],
+)
+def test_a_value_of_a_field_is_decoded(query: str, sentence: str) -> None:
+    article = only(explain(query))
+    assert sentence in article.tables[0].sentence
+    assert article.tables[0].value == int(query.split()[-1], 0)
+
+
+def test_a_value_where_words_name_several_fields() -> None:
+    names = {a.name for a in explain("interruption information 0x80000b0e").articles}
+    assert names == {"vm_entry_interruption_information", "vm_exit_interruption_information"}
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("ept pte 0x80000037", "Allows reads, writes and instruction fetches and maps the page at"),
+        ("ept pte 0x80000032", "Misconfigured: writable but not readable."),
+        ("ept pte 0x13", "memory type 2 is reserved"),
+        ("ept pte 0x80000030", "Not present"),
+        ("ept pte 0x34", "Execute-only: misconfigured unless"),
+        ("ept pml4e 0x100f", "reserved bits 7:3 are not 0"),
+        ("ept pde 0x200000b7", "maps the page at 0x20000000 (WB)"),
+        ("ept entry 0x1007", "references 0x1000"),
+    ],
+)
+def test_an_ept_entry_is_decoded(query: str, sentence: str) -> None:
+    assert any(sentence in table.sentence for table in only(explain(query)).tables)
+
+
+def test_the_size_bit_chooses_the_format_of_an_ept_entry() -> None:
+    titles = [table.title for table in only(explain("ept pde 0x200000b7")).tables]
+    assert titles == ["EPT page-directory entry that maps a 2-MByte page"]
+    assert len(only(explain("ept entry")).tables) == len(ENTRY_FORMATS) == 7
+
+
+def test_words_that_name_nothing_are_searched_for() -> None:
+    listed = only(explain("secondary controls"))
+    assert listed.kind == "list"
+    assert "field secondary_processor_based_controls" in listed.facts
+    for words in listed.facts:
+        assert explain(words).articles
+    assert only(explain("hlat prefix size")).name == "hlat_prefix_size"
+    assert search("posted interrupts")[0].name.endswith("posted_interrupts")
+    assert search("no such thing") == search("") == []
+
+
+def test_a_word_is_drawn_from_its_highest_bit_to_bit_0() -> None:
+    lines = explain("vm_exit_interruption_information 0x80000b0e").text().splitlines()
+    top = next(i for i, line in enumerate(lines) if line.strip().startswith("31 "))
+    assert lines[top].split()[:3] == ["31", "30:14", "13"]
+    assert lines[top + 2].split("|")[1].strip() == "valid"
+    assert lines[top + 3].split("|")[1].strip() == "1"
+    assert lines[top + 1] == lines[top + 4]
+
+
+@given(st.sampled_from(list(FIELDS)), st.integers(0, (1 << 64) - 1))
+def test_any_value_of_any_field_can_be_told(field: int, value: int) -> None:
+    explanation = explain(FIELDS[field].name, value=value)
+    assert explanation.articles[0].tables
+    assert all(len(line) <= 88 for line in explanation.text().splitlines())
+
+
+@given(st.sampled_from([*ENTRY_FORMATS, "entry"]), st.integers(0, (1 << 64) - 1))
+def test_any_ept_entry_can_be_told(name: str, value: int) -> None:
+    assert explain(name, "ept", value=value).text()
+
+
+def test_a_value_that_is_none_is_a_wrong_use() -> None:
+    for query, kind, value in (("eptp", None, -1), ("eptp", None, 1 << 64), ("48", "exit", 1)):
+        with pytest.raises(UsageError):
+            explain(query, kind, value=value)

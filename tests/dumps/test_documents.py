@@ -9,9 +9,9 @@ import pytest
 from vtx.errors import InputError
 from vtx.facts.fields import FIELDS
 from vtx.facts.fields import Field as F
+from vtx.facts.kernel_names import KERNEL_NAMES
 from vtx.hypervisor.check import judge
 from vtx.hypervisor.dumps import Dump, read_dumps
-from vtx.hypervisor.dumps.kernel_names import KERNEL_NAMES
 
 from .samples import valid, yaml
 

@@ -13,12 +13,12 @@ from tests.rules import (
 )
 from tests.rules.entry_support import Broken
 from vtx.errors import UnknownName
+from vtx.explanation.causes import CAUSES, cause_of
 from vtx.facts.controls import GROUPS
 from vtx.facts.fields import FIELDS
 from vtx.facts.fields import Field as F
 from vtx.facts.msrs import Msr
 from vtx.hypervisor.check import Cpu, Judgement, judge
-from vtx.hypervisor.check_causes import CAUSES, cause_of
 from vtx.hypervisor.check_cpu import Assumed, least, most
 from vtx.hypervisor.dumps import read_dumps
 from vtx.machine.shape import Shape

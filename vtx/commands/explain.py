@@ -18,15 +18,21 @@ SCHEMA = "vtx.explain/1"
 
 
 class Explain(Command):
-    """Explain a VMCS field, exit reason, control, VM-instruction error or capability MSR.
+    """Explain a field, exit reason, control, error, MSR, instruction, event, check or EPT entry.
 
     QUERY is a name (the manual's or KVM's, in any case) or a number, which is explained
-    as everything it fits. A leading word chooses one kind: field, exit, control, error
-    or msr. Examples:
+    as everything it fits. A leading word chooses one kind: field, exit, control, error,
+    msr, instruction, event, check or ept. A trailing number is decoded bit by bit. Words
+    that name nothing are searched for. Examples:
 
     vtx explain GUEST_RIP
     vtx explain error 7
     vtx explain EPT_VIOLATION --qualification 0x182
+    vtx explain instruction rdmsr
+    vtx explain guest.rflags.if_external_interrupt
+    vtx explain interruption information 0x80000b0e
+    vtx explain ept pte 0x80000037
+    vtx explain secondary controls
     """
 
     name = "explain"

@@ -71,11 +71,11 @@ class Article:
     Attributes
     ----------
     kind : str
-        ``"field"``, ``"exit"``, ``"control"``, ``"error"`` or ``"msr"``.
+        One of the kinds that `explain` knows, or ``"list"`` for things found by words.
     name : str
         The name that finds it.
-    number : int
-        Encoding, exit reason, mask, error number or MSR address.
+    number : int or None
+        Encoding, exit reason, mask, error number or MSR address; None for what has no number.
     title, summary : str
         What it is, in a heading and in a sentence.
     facts : mapping of str to str
@@ -92,7 +92,7 @@ class Article:
 
     kind: str
     name: str
-    number: int
+    number: int | None
     title: str
     summary: str
     facts: Mapping[str, str]

@@ -12,7 +12,10 @@ from vtx.explanation.tables import layout_table
 from vtx.facts.controls import GROUPS, ControlGroup
 from vtx.facts.exits import EXITS
 from vtx.facts.fields import ACCESS_HIGH, FIELDS, Area, Field, FieldInfo, Width, find_encoding
+from vtx.facts.kernel_names import KERNEL_NAMES
+from vtx.facts.lookup import canonical
 from vtx.facts.qualifications import field_layout
+from vtx.facts.word_sentences import word_sentence
 
 __all__ = ["field_articles", "requirement"]
 
@@ -50,15 +53,15 @@ _COLUMNS: Final[Mapping[Field, str]] = {
 _GROUP_OF_FIELD: Final[Mapping[Field, ControlGroup]] = {g.field: g for g in GROUPS.values()}
 
 
-def field_articles(what: str) -> list[Article]:
-    """Explain the VMCS field called or encoded `what`.
+def field_articles(what: str, value: int | None = None) -> list[Article]:
+    """Explain the VMCS field called or encoded `what`; with a value, decode that first.
 
     Raises
     ------
     UnknownName
         There is no such field.
     """
-    encoding = find_encoding(what)
+    encoding = int(KERNEL_NAMES.get(canonical(what)) or find_encoding(what))
     info = FIELDS[Field(encoding & ~ACCESS_HIGH)]
     half = " (this encoding accesses its high half)" if encoding & ACCESS_HIGH else ""
     return [
@@ -69,7 +72,7 @@ def field_articles(what: str) -> list[Article]:
             title=f"VMCS field {int(info.field):#06x}: {info.sdm_name}{half}",
             summary=_AREAS[info.area],
             facts=_facts(info),
-            tables=(_encoding_table(encoding, info), *_value_tables(info)),
+            tables=_tables(encoding, info, value),
             note=info.note or "",
             sections=_sections(info),
             related=_related(info),
@@ -77,9 +80,18 @@ def field_articles(what: str) -> list[Article]:
     ]
 
 
+def _tables(encoding: int, info: FieldInfo, value: int | None) -> tuple[BitTable, ...]:
+    """Draw the encoding and what the field holds; a value comes first."""
+    tables = (_encoding_table(encoding, info), *_value_tables(info, value))
+    return tables if value is None else tables[::-1]
+
+
 def _facts(info: FieldInfo) -> dict[str, str]:
     """Give names, width, access, existence, and the exits that fill the field."""
+    kernels = [name for name, field in KERNEL_NAMES.items() if field == info.field]
     facts = {"Names": ", ".join((info.name, *info.also)), "Width": _WIDTH_NAMES[info.width]}
+    if kernels:
+        facts["In Linux or Xen"] = ", ".join(kernels)
     if info.width is Width.W64:
         facts["High half"] = f"{info.field | ACCESS_HIGH:#06x} accesses bits 63:32"
     facts["Exists"] = (
@@ -132,16 +144,40 @@ def _encoding_table(encoding: int, info: FieldInfo) -> BitTable:
     return BitTable("Encoding", encoding, "", rows, str(sdm.FIELD_ENCODING_IN_VMCS))
 
 
-def _value_tables(info: FieldInfo) -> list[BitTable]:
+def _value_tables(info: FieldInfo, value: int | None) -> list[BitTable]:
     """Draw what the field holds: its layout, or the controls in it."""
     if info.layout is not None:
-        return [layout_table(field_layout(info.layout))]
+        sentence = "" if value is None else word_sentence(info.layout, value)
+        return [layout_table(field_layout(info.layout), value, sentence)]
     group = _GROUP_OF_FIELD.get(info.field)
     if group is None:
-        return []
-    rows = tuple(Row(str(c.bit), c.name, None, c.meaning) for c in group.controls)
+        return [] if value is None else [_plain(info, value)]
+    return [_controls_table(group, value)]
+
+
+def _plain(info: FieldInfo, value: int) -> BitTable:
+    """Show a value of a field whose bits have no names."""
+    sentence = f"{value:#x} is {value}; the manual gives the bits of this field no names here."
+    return BitTable(info.sdm_name, value, sentence, (), str(sdm.FIELD_ENCODING_IN_VMCS))
+
+
+def _controls_table(group: ControlGroup, value: int | None) -> BitTable:
+    """Draw a field of controls; with a value, say which are 1."""
+    rows = []
+    for control in group.controls:
+        mask = int(control.control)
+        held = None if value is None else int(bool(value & mask))
+        meaning = control.meaning if held != 0 else f"no: {control.meaning}"
+        rows.append(Row(str(control.bit), control.name, held, meaning))
     source = f"{group.capability_msr} reports which settings the CPU allows"
-    return [BitTable(group.title, None, "", rows, source, notes=(group.reserved,))]
+    sentence = ""
+    if value is not None:
+        known = sum(int(control.control) for control in group.controls)
+        ones = [control.sdm_name for control in group.controls if value & int(control.control)]
+        sentence = f"1: {', '.join(ones) or 'none'}."
+        if value & ~known:
+            sentence += f" Reserved bits set: {value & ~known:#x} ({group.reserved})."
+    return BitTable(group.title, value, sentence, tuple(rows), source, notes=(group.reserved,))
 
 
 def _sections(info: FieldInfo) -> tuple[str, ...]:

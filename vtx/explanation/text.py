@@ -6,12 +6,16 @@ import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from vtx.explanation.drawing import drawing
+
 if TYPE_CHECKING:
     from vtx.explanation.article import Article, BitTable, Row
 
 __all__ = ["article_lines"]
 
 _LINE = 88
+#: A word with more named ranges than this is listed, not drawn.
+_MOST_DRAWN = 20
 
 
 def article_lines(article: Article) -> Iterator[str]:
@@ -47,6 +51,8 @@ def _table_lines(table: BitTable) -> Iterator[str]:
         yield from _paragraph(table.sentence, "  ")
     if table.when:
         yield from _paragraph(f"Layout when: {table.when}", "  ")
+    if 1 < len(table.rows) <= _MOST_DRAWN:
+        yield from drawing(table.rows, _LINE)
     positions = max((len(row.bits) for row in table.rows), default=0)
     names = max((len(row.name) for row in table.rows), default=0)
     values = max((len(_shown(row)) for row in table.rows), default=0) if with_values else 0

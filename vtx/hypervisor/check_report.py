@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from vtx.explanation.causes import cause_of
 from vtx.facts.exits import EXITS, ExitReason
 from vtx.facts.fields import FIELDS, FieldInfo
 from vtx.facts.instruction_errors import INSTRUCTION_ERRORS, InstructionError
 from vtx.hypervisor.check import BrokenRule, Judgement, Undecidable, is_settled
 from vtx.hypervisor.check_bits import bits_that_matter, hexadecimal, short
-from vtx.hypervisor.check_causes import cause_of
 from vtx.hypervisor.dumps.model import Verdict
 
 __all__ = ["COLUMNS", "as_dict", "as_line", "rows", "text"]

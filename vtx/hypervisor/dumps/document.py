@@ -24,7 +24,7 @@ from typing import Any
 
 from vtx.errors import InputError
 from vtx.facts.fields import ACCESS_HIGH, FIELDS, Field, find_encoding, mask
-from vtx.hypervisor.dumps.kernel_names import KERNEL_NAMES
+from vtx.facts.kernel_names import KERNEL_NAMES
 from vtx.hypervisor.dumps.model import Dump, Verdict
 from vtx.profiles.document import Item, parse_document
 
