@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.nonroot.guests import capable_shape, inside
 from tests.rules.bench import GUEST, Bench
-from vtx.errors import GuestFault, NotSupported
+from vtx.errors import GuestFault
 from vtx.facts.controls import Pin
 from vtx.facts.fields import Field as F
 from vtx.machine.exit_information import ExitInformation
@@ -362,10 +362,3 @@ def test_a_triple_fault(bench: Bench) -> None:
     assert exit is not None
     assert exit == ExitInformation(exit.reason)
     assert exit.reason == 2
-
-
-def test_other_modes_say_what_is_missing(bench: Bench) -> None:
-    processor = at(bench)
-    processor.regs.efer &= ~0x400
-    with pytest.raises(NotSupported, match="IA-32e"):
-        deliver(processor, Event(32, EventType.EXTERNAL_INTERRUPT))

@@ -530,6 +530,8 @@ def test_task_switches(
     good = (
         not long_mode and not selector & 4 and selector & ~3 and selector | 7 <= 0x2FFF
         and kind in ((3, 11) if by_iret else (1, 9)) and present and not short
+        # The descriptor's DPL is 0; CALL and JMP compare it with CPL (0) and RPL.
+        and (source in (1, 3) or not selector & 3)
     )  # fmt: skip
     # Only the rule sees legacy mode; the descriptor is read through the tables that are there.
     try:

@@ -104,6 +104,8 @@ class Processor:
     delivered : tuple of (int, int or None), or None
         Vector and error code of the event that took the guest to where RIP is, until the run loop
         has seen it.
+    pushed_bytes : int
+        Bytes of each item that this delivery pushed: 8, 4 or 2.
     same_fault : tuple of (object, int)
         The last exception that was delivered and where the guest's program stood, and how often
         that has repeated itself.
@@ -150,6 +152,7 @@ class Processor:
         self.nmi_blocked = False
         self.monitor_armed = False
         self.delivered: tuple[int, int | None] | None = None
+        self.pushed_bytes = 8
         self.same_fault: tuple[object, int] = (None, 0)
         self.pause_loop: tuple[int, int] | None = None
         self.apic_write: int | None = None

@@ -91,6 +91,8 @@ def enter_handler(processor: Processor) -> None:
         if vector == PF and guest.demand_paging is not None:
             cursor.page_fault = (processor.regs.cr2, error_code or 0)
     cursor.address = rip
+    if error_code is not None:
+        cursor.error_code_bytes = processor.pushed_bytes
     processor.cursors.append(cursor)
 
 

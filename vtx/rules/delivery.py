@@ -10,7 +10,7 @@ the list of other causes of VM exits; "Information About VM Exits During Event D
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vtx.errors import GuestFault
@@ -19,7 +19,7 @@ from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
 from vtx.machine.events import Event as Counted
 from vtx.machine.exit_information import ExitInformation
-from vtx.machine.registers import Activity, Interruptibility, Rflags
+from vtx.machine.registers import Activity, Cr0, Interruptibility, Rflags
 from vtx.rules.delivery_idt import through_idt
 from vtx.rules.execution_memory import ExitTaken
 from vtx.rules.injected import EventType
@@ -79,6 +79,8 @@ class Event:
         What an exit due to it reports: the address of a page fault, the conditions of a #DB.
     unblocked_nmis : bool
         A fault of an IRET that had removed the blocking of NMIs.
+    injected : bool
+        VM entry delivers it.
     """
 
     vector: int
@@ -88,6 +90,7 @@ class Event:
     fault: bool = False
     qualification: int = 0
     unblocked_nmis: bool = False
+    injected: bool = False
 
     @property
     def is_software(self) -> bool:
@@ -166,9 +169,17 @@ def exception(processor: Processor, event: Event) -> ExitInformation | None:
     ExitInformation or None
         The VM exit that it ends in; None: the guest is at the first instruction of its handler.
     """
+    event = _without_error_code(processor, event)
     if _exits(processor, event):
         return _direct_exit(processor, event)
     return hand_over(processor, event)
+
+
+def _without_error_code(processor: Processor, event: Event) -> Event:
+    """Return the exception as the mode has it: real-address mode knows no error codes."""
+    if event.error_code is None or processor.regs.cr0 & Cr0.PE:
+        return event
+    return replace(event, error_code=None)
 
 
 def hand_over(processor: Processor, event: Event) -> ExitInformation | None:
@@ -191,10 +202,6 @@ def deliver(processor: Processor, event: Event) -> ExitInformation | None:
         The VM exit that delivery ended in; None: the guest is at its handler's first instruction,
         and `processor.delivered` says which event took it there.
 
-    Raises
-    ------
-    NotSupported
-        The guest is not in IA-32e mode.
     """
     _report(processor, event)
     try:
@@ -259,12 +266,14 @@ def _during_delivery(
 
 def _fault_in_delivery(processor: Processor, event: Event, nested: Event) -> ExitInformation | None:
     """Handle a fault that delivery of `event` met (SDM, table "Conditions for Generating #DF")."""
+    nested = _without_error_code(processor, nested)
     if _exits(processor, nested):
         return _during_delivery(processor, _direct_exit(processor, nested), event)
     if event.vector == DF and event.type == EventType.HARDWARE_EXCEPTION:
         return ExitInformation(ExitReason.TRIPLE_FAULT)
     if not makes_double_fault(event, nested):
         return deliver(processor, nested)
+    _report(processor, nested)
     # An exit that the double fault causes itself does not report the original event.
     return exception(processor, Event(DF, EventType.HARDWARE_EXCEPTION, 0))
 

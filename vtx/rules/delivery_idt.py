@@ -1,4 +1,4 @@
-"""The way through the guest's IDT in IA-32e mode.
+"""The way through the guest's IDT: in IA-32e mode here, in the other modes by their own modules.
 
 SDM, "Exception and Interrupt Handling in 64-bit Mode". Nothing in the
 registers changes until every access has succeeded, so that a fault leaves the guest where the event
@@ -12,8 +12,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from vtx.bits import MASK64, bit
-from vtx.errors import GuestFault, NotSupported
-from vtx.machine.registers import AccessRights, Efer, Rflags, Segment
+from vtx.errors import GuestFault
+from vtx.machine.registers import AccessRights, Cr0, Efer, Rflags, Segment
+from vtx.rules.delivery_protected import through_protected_idt
+from vtx.rules.delivery_real import (
+    is_redirected,
+    through_real_mode_table,
+    through_redirected_table,
+)
+from vtx.rules.delivery_segments import Descriptor, mark_accessed, read_descriptor
 from vtx.rules.execution_context import is_linear_address, refresh_privilege
 from vtx.rules.execution_memory import read, write
 from vtx.rules.injected import EventType
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
     from vtx.machine.processor import Processor
     from vtx.rules.delivery import Event
 
-__all__ = ["Descriptor", "code_segment", "read_descriptor", "through_idt"]
+__all__ = ["code_segment", "through_idt"]
 
 _TS, _NP, _SS, _GP = 10, 11, 12, 13
 _GATE_BYTES = 16
@@ -46,47 +53,13 @@ class _Gate(NamedTuple):
     present: int
 
 
-class Descriptor(NamedTuple):
-    """A code- or data-segment descriptor.
-
-    Attributes
-    ----------
-    value : int
-        Its 8 bytes.
-    address : int
-        Linear address it stands at.
-    """
-
-    value: int
-    address: int
-
-    @property
-    def dpl(self) -> int:
-        """Descriptor privilege level."""
-        return self.value >> 45 & 3
-
-    def segment(self, selector: int) -> Segment:
-        """Return the segment register that loading it gives."""
-        return _segment(self.value, selector)
-
-
-@lru_cache
-def _segment(value: int, selector: int) -> Segment:
-    """Return what loading `selector` gives if `value` is its descriptor."""
-    limit = value & 0xFFFF | value >> 32 & 0xF_0000
-    if bit(value, 55):
-        limit = limit << 12 | 0xFFF
-    base = value >> 16 & 0xFF_FFFF | value >> 32 & 0xFF00_0000
-    return Segment(selector, base, limit, value >> 40 & 0xF0FF | AccessRights.P)
-
-
 def through_idt(processor: Processor, event: Event, rf: int) -> None:
     """Take the guest to the first instruction of the handler of `event`.
 
     Parameters
     ----------
     processor : Processor
-        In VMX non-root operation, the guest in IA-32e mode.
+        In VMX non-root operation.
     event : Event
         What is delivered.
     rf : int
@@ -97,16 +70,12 @@ def through_idt(processor: Processor, event: Event, rf: int) -> None:
     GuestFault
         A fault during delivery.
     ExitTaken
-        A VM exit during delivery.
-    NotSupported
-        The guest is not in IA-32e mode.
+        A VM exit during delivery; through a task gate the attempted task switch.
     """
     regs = processor.regs
     if not regs.efer & Efer.LMA:
-        raise NotSupported(
-            "events are delivered to guests in IA-32e mode only: this guest runs in "
-            + ("protected mode without IA-32e" if regs.cr0 & 1 else "real-address mode")
-        )
+        _outside_ia32e_mode(processor, event, rf)
+        return
     gate = _checked_gate(processor, event)
     code = code_segment(processor, gate.selector, event.external)
     cpl = regs.cpl
@@ -117,7 +86,7 @@ def through_idt(processor: Processor, event: Event, rf: int) -> None:
     if not is_linear_address(processor, gate.offset):
         raise GuestFault(_GP, event.external, "the handler's address is not canonical")
     _push(processor, stack, frame, new_cpl)
-    _mark_accessed(processor, code)
+    mark_accessed(processor, code)
     regs.rsp = stack - len(frame) & MASK64
     regs.rip = gate.offset
     ss = regs.ss
@@ -127,7 +96,24 @@ def through_idt(processor: Processor, event: Event, rf: int) -> None:
     regs.rflags &= ~_CLEARED
     if gate.kind == _INTERRUPT_GATE:
         regs.rflags &= ~Rflags.IF
+    processor.pushed_bytes = 8
     refresh_privilege(processor)
+
+
+def _outside_ia32e_mode(processor: Processor, event: Event, rf: int) -> None:
+    """Take the way of the guest's mode: real-address, virtual-8086 or protected mode."""
+    regs = processor.regs
+    if not regs.cr0 & Cr0.PE:
+        through_real_mode_table(processor, event)
+        return
+    if (
+        regs.rflags & Rflags.VM
+        and event.type == EventType.SOFTWARE_INTERRUPT
+        and is_redirected(processor, event)
+    ):
+        through_redirected_table(processor, event)
+        return
+    through_protected_idt(processor, event, rf)
 
 
 def _checked_gate(processor: Processor, event: Event) -> _Gate:
@@ -160,31 +146,6 @@ def _decode_gate(raw: int) -> _Gate:
         raw >> 45 & 3,
         raw >> 47 & 1,
     )
-
-
-def read_descriptor(
-    processor: Processor, selector: int, vector: int, external: int, *, delivery: bool = False
-) -> Descriptor:
-    """Return the descriptor that `selector` names in the GDT or the LDT.
-
-    Raises
-    ------
-    GuestFault
-        Exception `vector` with the selector as its error code: it is beyond the table.
-    """
-    regs = processor.regs
-    error = selector & ~3 | external
-    if selector & 4:
-        if not regs.ldtr.usable:
-            raise GuestFault(vector, error, "there is no LDT")
-        base, limit = regs.ldtr.base, regs.ldtr.limit
-    else:
-        base, limit = regs.gdtr.base, regs.gdtr.limit
-    if (selector | 7) > limit:
-        raise GuestFault(vector, error, f"selector {selector:#x} is beyond its table")
-    address = base + (selector & ~7)
-    raw = read(processor, address, 8, supervisor=True, delivery=delivery)
-    return Descriptor(int.from_bytes(raw, "little"), address)
 
 
 def code_segment(processor: Processor, selector: int, external: int) -> Descriptor:
@@ -241,10 +202,3 @@ def _push(processor: Processor, stack: int, frame: bytes, new_cpl: int) -> None:
     if not is_linear_address(processor, bottom):
         raise GuestFault(_SS, 0, "the handler's stack is not canonical")
     write(processor, bottom, frame, supervisor=new_cpl < 3, delivery=True)
-
-
-def _mark_accessed(processor: Processor, code: Descriptor) -> None:
-    """Set the accessed bit of the descriptor, as loading CS does."""
-    if not bit(code.value, 40):
-        byte = code.value >> 40 & 0xFF | 1
-        write(processor, code.address + 5, bytes([byte]), supervisor=True, delivery=True)

@@ -14,9 +14,11 @@ from vtx.errors import NotSupported
 from vtx.machine.exit_information import ExitInformation
 from vtx.rules import (
     execution_data,
+    execution_flags,
     execution_flow,
     execution_msrs,
     execution_registers,
+    execution_return,
     execution_system,
     execution_vmx,
 )
@@ -36,6 +38,8 @@ EFFECTS: dict[str, Effect] = {
     **execution_data.EFFECTS,
     **execution_system.EFFECTS,
     **execution_flow.EFFECTS,
+    **execution_flags.EFFECTS,
+    **execution_return.EFFECTS,
     **execution_vmx.EFFECTS,
 }
 _TRANSFERS = execution_flow.TRANSFERS

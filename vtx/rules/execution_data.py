@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vtx.bits import MASK64
-from vtx.facts.instructions import GENERAL_REGISTERS
 from vtx.machine.mmu import Access
 from vtx.machine.registers import Rflags
-from vtx.rules.execution_memory import access, read, read_u64, write
+from vtx.rules.execution_memory import access, read, write
 from vtx.rules.execution_registers import put_sized
 from vtx.rules.exiting_information import (
     address_size,
@@ -20,6 +18,7 @@ from vtx.rules.exiting_information import (
     register,
     string_operand_address,
 )
+from vtx.rules.stack import Stack, operand_size
 
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
@@ -91,23 +90,22 @@ def mov(processor: Processor, instruction: Instruction) -> None:
     put_sized(processor, operands["destination"], value, operands.get("operand_size", 8))
 
 
-def push_value(processor: Processor, value: int) -> None:
-    """Push 8 bytes."""
-    top = processor.regs.rsp - 8 & MASK64
-    write(processor, top, value.to_bytes(8, "little"))
-    processor.regs.rsp = top
-
-
 def push(processor: Processor, instruction: Instruction) -> None:
     """PUSH of a register."""
-    push_value(processor, register(processor.regs, instruction.operands["source"]))
+    regs, operands = processor.regs, instruction.operands
+    stack = Stack(processor)
+    stack.push(register(regs, operands["source"]), operand_size(regs, operands))
+    regs.rsp = stack.pointer
 
 
 def pop(processor: Processor, instruction: Instruction) -> None:
     """POP of a register."""
-    value = read_u64(processor, processor.regs.rsp)
-    processor.regs.rsp = processor.regs.rsp + 8 & MASK64
-    setattr(processor.regs, GENERAL_REGISTERS[instruction.operands["destination"]], value)
+    regs, operands = processor.regs, instruction.operands
+    size = operand_size(regs, operands)
+    stack = Stack(processor)
+    value = stack.pop(size)
+    regs.rsp = stack.pointer
+    put_sized(processor, operands["destination"], value, size)
 
 
 def _all_ones(size: int) -> int:

@@ -19,7 +19,7 @@ from vtx.machine.registers import (
     Segment,
     TableRegister,
 )
-from vtx.rules.delivery_idt import Descriptor, read_descriptor
+from vtx.rules.delivery_segments import Descriptor, read_descriptor
 from vtx.rules.execution_context import is_linear_address
 from vtx.rules.execution_memory import access, read, write
 from vtx.rules.execution_msrs import set_edx_eax

@@ -318,7 +318,7 @@ BY_RULE: dict[str, ByRule] = {
         for name in ("urdmsr", "urdmsr_imm", "uwrmsr", "uwrmsr_imm")
     },
     "rsm": ByRule(Why.RSM, lambda processor, instruction: True, (first.outside_smm,)),
-    "task_switch": ByRule(Why.TASK_SWITCH, rule.task_switch, (), say.task_switch),
+    "task_switch": ByRule(Why.TASK_SWITCH, rule.task_switch),
     "vmread": ByRule(Why.VMREAD, rule.vmread, (first.vmx_mode,), say.displacement, say.vmcs_field),
     "vmwrite": ByRule(
         Why.VMWRITE, rule.vmwrite, (first.vmx_mode,), say.displacement, say.vmcs_field

@@ -151,12 +151,6 @@ def io(processor: Processor, instruction: Instruction) -> int:
     return value | (1 << 6 if "immediate" in operands else 0)
 
 
-def task_switch(processor: Processor, instruction: Instruction) -> int:
-    """Selector of the new TSS, and what asked for the switch."""
-    operands = instruction.operands
-    return operands.get("selector", 0) & 0xFFFF | (operands.get("source", 0) & 3) << 30
-
-
 def mwait(processor: Processor, instruction: Instruction) -> int:
     """Whether address-range monitoring is armed."""
     return int(processor.monitor_armed)

@@ -20,9 +20,10 @@ from vtx.machine.exit_information import ExitInformation
 from vtx.machine.registers import Cr0
 from vtx.rules import exiting_information as info
 from vtx.rules.execution_memory import read_u16, read_u64
-from vtx.rules.exiting_faults import GP, NP, TS, UD
+from vtx.rules.exiting_faults import GP, UD
 from vtx.rules.physical import read_u8, read_u32
 from vtx.rules.physical import read_u64 as read_physical_u64
+from vtx.rules.task_switch import by_instruction
 from vtx.rules.vmx_fields import exits as shadowing_exits
 from vtx.rules.vmx_functions import exits as vm_function_exits
 
@@ -45,8 +46,6 @@ _CR3_TARGETS = (
 _USER_MSR_CTL = 0x1C
 _USER_MSRS = 0x4000
 _WRITES_FROM = 2048
-_BY_IRET = 1
-_AVAILABLE_TSS, _BUSY_TSS = 1, 3
 
 
 def _vmcs(processor: Processor) -> Vmcs:
@@ -242,31 +241,11 @@ def xss(processor: Processor, instruction: Instruction) -> bool:
 # Task switches.
 
 
-def task_switch(processor: Processor, instruction: Instruction) -> bool:
-    """Exit for every task switch that passes the tests of selector and descriptor."""
-    regs = processor.regs
-    selector = instruction.operands.get("selector", 0) & 0xFFFF
-    by_iret = instruction.operands.get("source", 0) == _BY_IRET
-    error = TS if by_iret else GP
-    if regs.in_ia32e_mode or not regs.in_protected_mode:
-        raise GuestFault(GP, selector & ~3, "there is no task switching in this mode")
-    if selector & 4 or not selector & ~3 or (selector | 7) > regs.gdtr.limit:
-        raise GuestFault(error, selector & ~3, f"selector {selector:#x} names no TSS")
-    descriptor = read_u64(processor, regs.gdtr.base + (selector & ~7), supervisor=True)
-    kind, big = descriptor >> 40 & 0x1F, descriptor >> 40 & 8
-    if kind & ~8 != (_BUSY_TSS if by_iret else _AVAILABLE_TSS):
-        raise GuestFault(error, selector & ~3, f"selector {selector:#x} names no usable TSS")
-    if not bit(descriptor, 47):
-        raise GuestFault(NP, selector & ~3, f"the TSS {selector:#x} is not present")
-    limit = descriptor & 0xFFFF | descriptor >> 32 & 0xF_0000
-    if bit(descriptor, 55):
-        limit = limit << 12 | 0xFFF
-    if limit < (0x67 if big else 0x2B):
-        raise GuestFault(TS, selector & ~3, f"the TSS {selector:#x} is too short")
-    return True
-
-
-# PAUSE, VMREAD and VMWRITE, VMFUNC, ENQCMD.
+def task_switch(processor: Processor, instruction: Instruction) -> ExitInformation:
+    """Exit for every task switch that passes the tests of gate, selector and descriptor."""
+    operands = instruction.operands
+    selector, source = operands.get("selector", 0) & 0xFFFF, operands.get("source", 0) & 3
+    return by_instruction(processor, selector, source, instruction.length)
 
 
 def pause(processor: Processor, instruction: Instruction) -> bool:

@@ -94,4 +94,4 @@ def _deliver(
     )
     length = vmcs.values[Field.VM_ENTRY_INSTRUCTION_LENGTH] if kind in _WITH_LENGTH else 0
     processor.events.count(Counted.INJECTION)
-    return deliver(processor, Event(vector, EventType(kind), error_code, length))
+    return deliver(processor, Event(vector, EventType(kind), error_code, length, injected=True))
