@@ -19,7 +19,12 @@ from vtx.machine.registers import (
     Segment,
     TableRegister,
 )
-from vtx.rules.delivery_segments import Descriptor, read_descriptor
+from vtx.rules.delivery_segments import (
+    Descriptor,
+    mark_accessed,
+    read_descriptor,
+    real_mode_segment,
+)
 from vtx.rules.execution_context import is_linear_address
 from vtx.rules.execution_memory import access, read, write
 from vtx.rules.execution_msrs import set_edx_eax
@@ -144,7 +149,9 @@ def mov_to_ss(processor: Processor, instruction: Instruction) -> None:
     regs = processor.regs
     selector = register(regs, instruction.operands["source"]) & 0xFFFF
     error, cpl = selector & ~3, regs.cpl
-    if not error:
+    if not regs.in_protected_mode:
+        regs.ss = real_mode_segment(processor, regs.ss, selector)
+    elif not error:
         # In 64-bit mode, but not at CPL 3, SS may be null.
         if not regs.in_64bit_mode or cpl == 3 or selector & 3 != cpl:
             raise GuestFault(GP, 0, "MOV SS of a null selector")
@@ -157,11 +164,8 @@ def mov_to_ss(processor: Processor, instruction: Instruction) -> None:
             raise GuestFault(GP, error, f"selector {selector:#x} names no stack for CPL {cpl}")
         if not bit(value, 47):
             raise GuestFault(SS, error, f"the segment {selector:#x} is not present")
-        if not bit(value, 40):
-            byte = bytes([value >> 40 & 0xFF | 1])
-            write(processor, descriptor.address + 5, byte, supervisor=True)
+        mark_accessed(processor, descriptor, delivery=False)
         regs.ss = descriptor.segment(selector)
-        regs.ss = regs.ss._replace(access_rights=regs.ss.access_rights | 1)
     regs.interruptibility_state |= Interruptibility.MOV_SS
 
 
