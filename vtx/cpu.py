@@ -354,11 +354,18 @@ class Cpu(Processor):
 
     # ---- What a VMM does with them ------------------------------------------------------------
 
-    def load(self, vmcs: Vmcs) -> int:
+    def load(self, vmcs: Vmcs, *, set_ept_pointer: bool = True) -> int:
         """Make `vmcs` the current VMCS: VMCLEAR, VMPTRLD, and VMWRITE of every field it sets.
 
         The guest's tables (:class:`~vtx.machine.image.GuestImage`) are put into memory, and if
         EPT is on and has no pointer yet, it gets the tables of :attr:`ept`.
+
+        Parameters
+        ----------
+        vmcs : Vmcs
+            Its content; it is not changed.
+        set_ept_pointer : bool
+            Replace an EPT pointer of 0. False takes it as it is, and VM entry judges it.
 
         Returns
         -------
@@ -382,7 +389,7 @@ class Cpu(Processor):
                         "Vmcs.for_64bit_guest(cpu.shape) sets only what a CPU has"
                     )
                 self.vmwrite(field, value)
-        if uses_ept and not vmcs[Field.EPT_POINTER]:
+        if uses_ept and set_ept_pointer and not vmcs[Field.EPT_POINTER]:
             self.vmwrite(Field.EPT_POINTER, self.ept.eptp)
         self.machine.guest_image(ept=uses_ept)
         return address

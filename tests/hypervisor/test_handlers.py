@@ -6,13 +6,16 @@ import pytest
 
 import vtx
 from vtx import ExitReason as Why
-from vtx.errors import EmulationStopped, InputError, UnhandledExit, UnknownName
+from vtx.errors import EmulationStopped, EndOfTrace, InputError, UnhandledExit, UnknownName
+from vtx.facts.controls import Proc2
 from vtx.facts.fields import Field
 from vtx.hypervisor.emulation.identification import cpuid
 from vtx.hypervisor.replay import replay
 from vtx.hypervisor.run import Run
 from vtx.hypervisor.trace import parse_trace
+from vtx.machine.assembly import parse_instruction
 from vtx.machine.events import Event
+from vtx.machine.program import Cursor, Instruction, Program
 from vtx.machine.shape import Shape
 from vtx.profiles import names
 
@@ -260,6 +263,30 @@ def test_the_time_stamp_counter_can_be_set():
     assert 0x500000000 <= value < 0x500000010
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_time_stamp_counter_is_scaled_and_moves_with_its_adjustment(scaled):
+    header = "ept: off\ncontrols: {use_tsc_offsetting: on, use_tsc_scaling: SCALED}\n"
+    header += "vmcs: {tsc_multiplier: 0x3000000000000, tsc_offset: 0x700000000}"
+    header = header.replace("SCALED", "on" if scaled else "off")
+    steps = "wrmsr msr=IA32_TSC_ADJUST value=0x100000000\nrdtsc"
+    registers = run(steps, header, "sapphire_rapids").registers
+    assert 0 <= (registers["rdx"] << 32 | registers["rax"]) - 0x800000000 < 16
+    # What RDMSR returns, the VMM computes; what RDTSC returns, the processor.
+    body = "nop\n" * 40
+    values = []
+    for last in ("rdmsr msr=0x10", "rdtsc"):
+        registers = run(f"{body}{last}", header, "sapphire_rapids").registers
+        values.append(registers["rdx"] << 32 | registers["rax"])
+    assert values[0] == values[1]
+    assert values[0] - 0x700000000 == 40 * (3 if scaled else 1)
+
+
+def test_writing_the_time_stamp_counter_moves_its_adjustment():
+    done = run("wrmsr msr=0x10 value=0x500000000\nrdmsr msr=IA32_TSC_ADJUST")
+    adjustment = done.registers["rdx"] << 32 | done.registers["rax"]
+    assert 0x500000000 - 16 < adjustment <= 0x500000000
+
+
 @pytest.mark.parametrize(
     ("msr", "value"),
     [("IA32_FEATURE_CONTROL", 1), ("IA32_APIC_BASE", 0xFEE00D00), ("0x802", 0), ("0x80d", 1)],
@@ -309,6 +336,71 @@ def test_destinations_of_interrupt_commands(command, reached):
     assert [n for n, vcpu in sorted(vmm.guest.vcpus.items()) if vcpu.interrupts] == reached
 
 
+# ---- INIT and start-up IPIs ---------------------------------------------------------------------
+
+
+def unrestricted(processors: int = 1) -> list[vtx.Cpu]:
+    """Return processors whose guests may be in real-address mode, in VMX root operation."""
+    cpus = vtx.Machine("skylake_sp", processors=processors).cpus
+    for cpu in cpus:
+        cpu.vmxon()
+        cpu.load(vtx.Vmcs.for_64bit_guest(cpu.shape, processor=cpu.number))
+        controls = cpu.vmread(Field.SECONDARY_PROCESSOR_BASED_CONTROLS)
+        cpu.vmwrite(Field.SECONDARY_PROCESSOR_BASED_CONTROLS, controls | Proc2.UNRESTRICTED_GUEST)
+        cpu.vmwrite(Field.CR0_GUEST_HOST_MASK, (1 << 64) - 1)
+        cpu.vmwrite(Field.CR4_GUEST_HOST_MASK, (1 << 64) - 1)
+    cpus[0].ept.map(0, size="1G")
+    return cpus
+
+
+def listing(*lines: str) -> Program:
+    return Program(tuple(parse_instruction(line) for line in lines))
+
+
+def test_init_and_start_up():
+    """The manual's state after INIT: a processor that waits, and then begins where it is told."""
+    vmm, (cpu,) = vtx.Vmm(), unrestricted()
+    cpu.regs.rbx = 5
+    exit = cpu.vmlaunch(listing("init", "nop"))
+    assert exit.reason is Why.INIT_SIGNAL
+    vmm.handle(cpu, exit)
+    assert (cpu.regs.rbx, cpu.regs.rdx, cpu.regs.dr6) == (0, 0x6F0, 0xFFFF0FF0)
+    assert cpu.vmread(Field.GUEST_RIP) == 0xFFF0
+    cpu.cursors = [Cursor(listing("sipi vector=0x9a", "nop"))]
+    exit = cpu.vmresume()
+    assert exit.reason is Why.STARTUP_IPI, exit.explain()
+    vmm.handle(cpu, exit)
+    cpu.cursors = [Cursor(listing("nop"))]
+    with pytest.raises(EndOfTrace):
+        cpu.vmresume()
+    regs = cpu.regs
+    assert (regs.cs.selector, regs.cs.base, regs.rip) == (0x9A00, 0x9A000, 1)
+    assert not regs.in_protected_mode
+    assert not regs.in_ia32e_mode
+    assert (regs.cr0 & 0x8000_0001, regs.cr3, regs.activity_state) == (0, 0, 0)
+
+
+def test_init_without_real_mode_stops():
+    with pytest.raises(EmulationStopped, match="real-address mode, which needs"):
+        run("init\nnop")
+
+
+def test_the_guest_starts_another_processor():
+    vmm, cpus = vtx.Vmm(), unrestricted(2)
+    for cpu in cpus:
+        vmm.vcpu(cpu)
+    with pytest.raises(EndOfTrace):
+        cpus[1].vmlaunch(listing("nop"))
+    assert vmm.write_msr(cpus[0], 0x830, 1 << 32 | 5 << 8)
+    vmm.handle(cpus[1], cpus[1].proceed())
+    with pytest.raises(EndOfTrace):
+        cpus[1].cursors = [Cursor(listing())]
+        cpus[1].vmresume()
+    assert vmm.write_msr(cpus[0], 0x830, 1 << 32 | 6 << 8 | 0x12)
+    exit = cpus[1].proceed()
+    assert (exit.reason, exit.qualification) == (Why.STARTUP_IPI, 0x12)
+
+
 # ---- I/O ----------------------------------------------------------------------------------------
 
 
@@ -348,6 +440,27 @@ def test_string_input_writes_the_guests_memory():
     done = run("std\nrep insb port=0x3fd address=0x7001 count=2", header)
     assert done.holds, done.results
     assert done.registers["rdi"] == 0x6FFF
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_string_io_uses_as_much_of_its_registers_as_its_addresses_have(size):
+    """RDI and RCX of the address size: 32 bits clear what is above them, 16 leave it."""
+    vmm, cpu = vtx.Vmm(), vtx.Machine("skylake_sp").cpus[0]
+    cpu.vmxon()
+    cpu.load(vtx.Vmcs.for_64bit_guest(cpu.shape))
+    cpu.ept.map(0x0, size="2M")
+    above = 0x5_0000_0000 if size < 8 else 0
+    cpu.regs.rdi, cpu.regs.rcx, cpu.regs.rdx = above | 0x7000, above | 2, 0x3FD
+    step = Instruction("ins", {"size": 1, "rep": 1, "address_size": size})
+    exit = cpu.vmlaunch(Program((step, Instruction("vmcall"))))
+    count = 0
+    while exit.reason is not Why.VMCALL:
+        count += exit.reason is Why.IO_INSTRUCTION
+        vmm.handle(cpu, exit)
+        exit = cpu.vmresume()
+    assert count == 2
+    kept = above if size == 2 else 0
+    assert (cpu.regs.rdi, cpu.regs.rcx) == (kept | 0x7002, kept)
 
 
 def test_string_io_to_a_page_that_is_not_there_faults():
@@ -660,10 +773,8 @@ def test_wrong_handlers():
 
 
 def test_what_is_left_to_a_vmm_that_knows_its_guest():
-    """Real-mode start, SMM, tasks, devices behind the APIC-access page, PASIDs, sub-pages."""
+    """SMM, tasks, devices behind the APIC-access page, PASIDs, sub-pages."""
     assert set(Why) - set(vtx.Vmm()._defaults) == {
-        Why.INIT_SIGNAL,
-        Why.STARTUP_IPI,
         Why.IO_SMI,
         Why.OTHER_SMI,
         Why.TASK_SWITCH,
@@ -674,17 +785,22 @@ def test_what_is_left_to_a_vmm_that_knows_its_guest():
     }
 
 
+APIC_ACCESS = (
+    "ept: off\ncontrols: {virtualize_apic_accesses: on}\nvmcs: {apic_access_address: 0x40007000}"
+)
+
+
 def test_a_reason_without_a_handler():
-    with pytest.raises(UnhandledExit, match="INIT signal"):
-        run("init\nnop")
+    with pytest.raises(UnhandledExit, match="APIC access"):
+        run("load 0x7000", APIC_ACCESS)
     vmm = vtx.Vmm()
 
-    @vmm.on(Why.INIT_SIGNAL)
-    def init(cpu, exit):
+    @vmm.on(Why.APIC_ACCESS)
+    def access(cpu, exit):
         return vmm.PASS
 
-    with pytest.raises(UnhandledExit, match="INIT signal"):
-        run("init\nnop", vmm=vmm)
+    with pytest.raises(UnhandledExit, match="APIC access"):
+        run("load 0x7000", APIC_ACCESS, vmm=vmm)
 
 
 @pytest.mark.parametrize(

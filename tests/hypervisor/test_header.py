@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vtx.errors import InputError
+import vtx
+from vtx.errors import InputError, VMfailValid
 from vtx.facts.controls import Pin, Proc1
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
@@ -240,3 +241,10 @@ def test_files_that_are_no_traces(tmp_path):
         with pytest.raises(InputError) as caught:
             load_trace(tmp_path / name)
         assert says in str(caught.value)
+
+
+def test_an_ept_pointer_of_0_is_taken_as_it_is():
+    trace = parse_trace(f"schema: 1\nvmcs: {{ept_pointer: 0}}\n{STEPS}")
+    with pytest.raises(VMfailValid) as raised:
+        vtx.replay(trace, "skylake_sp")
+    assert raised.value.check == "ctl.exec.eptp.walk_length"

@@ -11,9 +11,8 @@ about the guest. Any of them can be replaced, one by one::
         cpu.skip(exit)
 
 or by functions marked with :func:`on` and given to :class:`Vmm`, or by methods of a subclass.
-Reasons that are left without a handler (INIT and start-up IPIs, SMM, task switches, accesses to
-the APIC-access page, sub-page permissions, PASID translation) end the run with a sentence that
-says what happened.
+Reasons that are left without a handler (SMM, task switches, accesses to the APIC-access page,
+sub-page permissions, PASID translation) end the run with a sentence that says what happened.
 """
 
 from __future__ import annotations
@@ -22,13 +21,14 @@ from vtx.hypervisor.emulation.identification import Identification
 from vtx.hypervisor.emulation.instructions import Instructions
 from vtx.hypervisor.emulation.memory import GuestMemory
 from vtx.hypervisor.emulation.ports import Ports
+from vtx.hypervisor.emulation.startup import Startup
 from vtx.hypervisor.emulation.tables import DescriptorTables
 from vtx.hypervisor.vmm import PASS, Guest, Handler, Vcpu, VmmLoop, on
 
 __all__ = ["PASS", "Guest", "Handler", "Vcpu", "Vmm", "VmmLoop", "on"]
 
 
-class Vmm(Identification, Instructions, Ports, DescriptorTables, GuestMemory):
+class Vmm(Identification, Instructions, Ports, DescriptorTables, Startup, GuestMemory):
     """A VMM for one guest, with a handler for every exit that needs no more than the VMCS.
 
     Parameters

@@ -111,7 +111,8 @@ def make_guest(
     for cpu in machine.cpus:
         cpu.vmxon()
         settings = _Settings(header, machine, name)
-        cpu.load(settings.vmcs(cpu.number, entry_points.get(cpu.number)))
+        vmcs = settings.vmcs(cpu.number, entry_points.get(cpu.number))
+        cpu.load(vmcs, set_ept_pointer=Field.EPT_POINTER not in header.vmcs)
         _load_registers(cpu, header)
         guest.vcpus[cpu.number] = Vcpu(cpu)
     if header.ept.enabled and header.ept.map_all:

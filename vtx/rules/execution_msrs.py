@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vtx.machine.program import Instruction
     from vtx.machine.vmcs import Vmcs
 
-__all__ = ["EFFECTS", "guest_tsc", "read", "write_msr"]
+__all__ = ["EFFECTS", "guest_tsc", "host_tsc", "read", "scaled_tsc", "write_msr"]
 
 _TSC_FRACTION_BITS = 48
 _PAGING_MSRS = frozenset({Msr.IA32_EFER, Msr.IA32_PKRS})
@@ -54,13 +54,23 @@ def is_x2apic(msr: int) -> bool:
     return msr >> 8 == 8
 
 
+def scaled_tsc(value: int, multiplier: int) -> int:
+    """Return a time-stamp counter as "use TSC scaling" multiplies it."""
+    return value * multiplier >> _TSC_FRACTION_BITS & MASK64
+
+
+def host_tsc(processor: Processor) -> int:
+    """Return the logical processor's own time-stamp counter."""
+    return processor.tsc + processor.regs.msrs.get(Msr.IA32_TSC_ADJUST, 0) & MASK64
+
+
 def guest_tsc(processor: Processor) -> int:
     """Return the time-stamp counter as the guest reads it: scaled, then offset."""
     vmcs = _vmcs(processor)
-    value = processor.tsc + processor.regs.msrs.get(Msr.IA32_TSC_ADJUST, 0) & MASK64
+    value = host_tsc(processor)
     if vmcs.proc1 & Proc1.USE_TSC_OFFSETTING:
         if vmcs.proc2 & Proc2.USE_TSC_SCALING:
-            value = value * vmcs[Field.TSC_MULTIPLIER] >> _TSC_FRACTION_BITS
+            value = scaled_tsc(value, vmcs[Field.TSC_MULTIPLIER])
         value += vmcs[Field.TSC_OFFSET]
     return value & MASK64
 

@@ -19,7 +19,7 @@ from vtx.rules.limits import physical_width
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
 
-__all__ = ["ICR_RESERVED", "destinations", "interrupt", "logical_id", "post_ipi", "send"]
+__all__ = ["ICR_RESERVED", "arrive", "destinations", "interrupt", "logical_id", "post_ipi", "send"]
 
 #: Bits of the interrupt command register in x2APIC mode that must be 0.
 ICR_RESERVED = 0xFFF3_3000
@@ -74,10 +74,11 @@ def send(processor: Processor, command: int) -> None:
     vector, mode = bits(command, 7, 0), bits(command, 10, 8)
     peers = {peer.number: peer for peer in processor.peers}
     for number in destinations(processor.number, command, peers):
-        _arrive(peers[number], mode, vector)
+        arrive(peers[number], mode, vector)
 
 
-def _arrive(target: Processor, mode: int, vector: int) -> None:
+def arrive(target: Processor, mode: int, vector: int) -> None:
+    """Let an interrupt of a delivery mode arrive at a processor."""
     pending = target.pending
     if mode == _FIXED:
         interrupt(target, vector)

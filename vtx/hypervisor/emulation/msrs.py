@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vtx.bits import MASK32, MASK64, bits
-from vtx.facts.controls import Entry, Proc1
+from vtx.facts.controls import Entry, Proc1, Proc2
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
 from vtx.facts.instructions import GENERAL_REGISTERS
@@ -13,7 +13,8 @@ from vtx.facts.msrs import Msr
 from vtx.hypervisor.emulation.registers import RegisterAccesses
 from vtx.hypervisor.vmm import on
 from vtx.machine.registers import Efer
-from vtx.rules.ipi import destinations, logical_id
+from vtx.rules.execution_msrs import host_tsc, scaled_tsc
+from vtx.rules.ipi import arrive, destinations, logical_id
 from vtx.rules.msr_values import wrmsr_fault
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ _X2APIC_FIXED = {_X2APIC_VERSION: 0x0005_0014}
 _X2APIC_READ_ONLY = frozenset({_X2APIC_ID, _X2APIC_VERSION, _X2APIC_LOGICAL_ID})
 _X2APIC_WRITE_ONLY = frozenset({int(Msr.IA32_X2APIC_EOI), int(Msr.IA32_X2APIC_SELF_IPI)})
 _FIXED_DELIVERY, _NMI_DELIVERY = 0, 4
+#: INIT and start-up IPI.
+_STARTING = frozenset({5, 6})
 _LOWEST_INTERRUPT = 16
 
 
@@ -120,7 +123,7 @@ class MsrAccesses(RegisterAccesses):
         if index in IN_CPU:
             return cpu.regs.read_msr(index)
         if index == Msr.IA32_TIME_STAMP_COUNTER:
-            return cpu.tsc + self._tsc_offset(cpu) & MASK64
+            return self._guest_tsc(cpu)
         if index in _X2APIC:
             return self._read_apic(cpu, index)
         if index not in EMULATED:
@@ -145,7 +148,9 @@ class MsrAccesses(RegisterAccesses):
         elif index in IN_CPU:
             cpu.regs.write_msr(index, value)
         elif index == Msr.IA32_TIME_STAMP_COUNTER:
-            self._set_tsc(cpu, value)
+            self._move_tsc(cpu, value - self._guest_tsc(cpu))
+        elif index == Msr.IA32_TSC_ADJUST:
+            self._move_tsc(cpu, value - self.vcpu(cpu).msrs.get(index, 0))
         elif index in EMULATED and index not in _READ_ONLY:
             self.vcpu(cpu).msrs[index] = value
         else:
@@ -162,15 +167,36 @@ class MsrAccesses(RegisterAccesses):
     def _switches_pat(self, cpu: Cpu) -> bool:
         return bool(cpu.vmread(Field.VM_ENTRY_CONTROLS) & Entry.LOAD_IA32_PAT)
 
-    def _tsc_offset(self, cpu: Cpu) -> int:
+    def _guest_tsc(self, cpu: Cpu) -> int:
+        """Return the time-stamp counter as RDTSC reads it in the guest."""
+        value = host_tsc(cpu)
         controls = cpu.vmread(Field.PRIMARY_PROCESSOR_BASED_CONTROLS)
-        return cpu.vmread(Field.TSC_OFFSET) if controls & Proc1.USE_TSC_OFFSETTING else 0
+        if not controls & Proc1.USE_TSC_OFFSETTING:
+            return value
+        if controls & Proc1.ACTIVATE_SECONDARY_CONTROLS:
+            secondary = cpu.vmread(Field.SECONDARY_PROCESSOR_BASED_CONTROLS)
+            if secondary & Proc2.USE_TSC_SCALING:
+                value = scaled_tsc(value, cpu.vmread(Field.TSC_MULTIPLIER))
+        return value + cpu.vmread(Field.TSC_OFFSET) & MASK64
 
-    def _set_tsc(self, cpu: Cpu, value: int) -> None:
-        """Let the guest's time-stamp counter begin at `value`."""
+    def _move_tsc(self, cpu: Cpu, ticks: int) -> None:
+        """Move the guest's time-stamp counter; IA32_TSC_ADJUST moves with it, as on silicon."""
+        msrs = self.vcpu(cpu).msrs
+        msrs[Msr.IA32_TSC_ADJUST] = msrs.get(Msr.IA32_TSC_ADJUST, 0) + ticks & MASK64
         controls = cpu.vmread(Field.PRIMARY_PROCESSOR_BASED_CONTROLS)
-        cpu.vmwrite(Field.PRIMARY_PROCESSOR_BASED_CONTROLS, controls | Proc1.USE_TSC_OFFSETTING)
-        cpu.vmwrite(Field.TSC_OFFSET, value - cpu.tsc & MASK64)
+        offset = cpu.vmread(Field.TSC_OFFSET)
+        if not controls & Proc1.USE_TSC_OFFSETTING:
+            offset = 0
+            cpu.vmwrite(Field.PRIMARY_PROCESSOR_BASED_CONTROLS, controls | Proc1.USE_TSC_OFFSETTING)
+            if controls & Proc1.ACTIVATE_SECONDARY_CONTROLS:
+                # Scaling had no effect without an offset, and shall have none now.
+                secondary = cpu.vmread(Field.SECONDARY_PROCESSOR_BASED_CONTROLS)
+                if secondary & Proc2.USE_TSC_SCALING:
+                    cpu.vmwrite(
+                        Field.SECONDARY_PROCESSOR_BASED_CONTROLS,
+                        secondary & ~Proc2.USE_TSC_SCALING,
+                    )
+        cpu.vmwrite(Field.TSC_OFFSET, offset + ticks & MASK64)
 
     # ---- The local APIC in x2APIC mode --------------------------------------------------------
 
@@ -217,6 +243,9 @@ class MsrAccesses(RegisterAccesses):
             elif mode == _NMI_DELIVERY:
                 self.raise_nmi(target)
             else:
+                # INIT and start-up IPI reach the logical processor itself, and exit there.
+                if mode in _STARTING:
+                    arrive(target, mode, vector)
                 continue
             self.kick(target)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vtx.bits import bits
 from vtx.errors import EmulationStopped
+from vtx.facts.controls import Entry
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
+from vtx.facts.msrs import Msr
 from vtx.hypervisor.emulation.linear import LinearMemory
 from vtx.hypervisor.vmm import on
-from vtx.machine.registers import Rflags
+from vtx.machine.registers import AccessRights, Rflags
 
 if TYPE_CHECKING:
     from vtx.cpu import Cpu
@@ -60,9 +63,11 @@ class Ports(LinearMemory):
     def _string(self, cpu: Cpu, exit: Exit, io: IoAccess) -> None:
         """Do one iteration of INS or OUTS; the last one steps over the instruction."""
         regs = cpu.regs
-        if io.rep and regs.rcx > _MOST_ITERATIONS:
+        width = self._address_bits(cpu, exit)
+        count = regs.rcx & (1 << width) - 1
+        if io.rep and count > _MOST_ITERATIONS:
             raise EmulationStopped(
-                f"the guest repeats an I/O instruction {regs.rcx:#x} times, and exits each time"
+                f"the guest repeats an I/O instruction {count:#x} times, and exits each time"
             )
         linear = exit.guest_linear_address
         if io.is_in:
@@ -74,8 +79,26 @@ class Ports(LinearMemory):
         register = "rdi" if io.is_in else "rsi"
         down = cpu.vmread(Field.GUEST_RFLAGS) & Rflags.DF
         step = -io.size if down else io.size
-        setattr(regs, register, getattr(regs, register) + step & (1 << 64) - 1)
+        setattr(regs, register, _advanced(getattr(regs, register), step, width))
         if io.rep:
-            regs.rcx = regs.rcx - 1 & (1 << 64) - 1
-        if not io.rep or regs.rcx == 0:
+            regs.rcx = _advanced(regs.rcx, -1, width)
+        if not io.rep or count == 1:
             cpu.skip(exit)
+
+    def _address_bits(self, cpu: Cpu, exit: Exit) -> int:
+        """Return the width of RSI, RDI and RCX as INS or OUTS uses them.
+
+        Where the CPU does not report it, the instruction counts as one without a prefix.
+        """
+        if cpu.shape.msr(Msr.IA32_VMX_BASIC) >> 54 & 1:
+            return 16 << bits(exit.instruction_information, 9, 7)
+        rights = cpu.vmread(Field.GUEST_CS_ACCESS_RIGHTS)
+        if rights & AccessRights.L and cpu.vmread(Field.VM_ENTRY_CONTROLS) & Entry.IA32E_MODE_GUEST:
+            return 64
+        return 32 if rights & AccessRights.DB else 16
+
+
+def _advanced(value: int, step: int, width: int) -> int:
+    """Return a register moved by `step` in its low bits; 32 bits clear those above, 16 do not."""
+    low = value + step & (1 << width) - 1
+    return low if width >= 32 else value & ~0xFFFF | low
