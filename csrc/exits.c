@@ -9,7 +9,8 @@ typedef struct {
     vtx_exits *scanner;
     const char *end;
     int final;
-    const char *ahead_at; /* the line whose frame is known */
+    const char *ahead_at; /* the line that is known, and its frame */
+    line ahead_line;
     frame ahead;
 } reader;
 
@@ -162,9 +163,10 @@ static int take_continuations(reader *in, record *r) {
         const int wants = takes_more(r);
         if (!wants)
             return 1;
-        line more;
-        if (!line_at(r->next, in->end, in->final, &more))
+        in->ahead_at = NULL;
+        if (!line_at(r->next, in->end, in->final, &in->ahead_line))
             return in->end - r->next > EXITS_MAX_LINE; /* that one is no continuation */
+        const line more = in->ahead_line;
         if (more.end - more.at > EXITS_MAX_LOGICAL || more.at == more.end || *more.at == '#')
             return 1;
         frame_read(more.at, more.end, &in->scanner->known, &in->ahead);
@@ -206,8 +208,9 @@ static int finish_record(reader *in, record *r, vtx_exit *out) {
 /* One line, with those that continue it. Returns the first byte behind, or NULL if more are
  * needed. */
 static const char *read_one(reader *in, const char *at, vtx_exit *out, uint64_t *count) {
-    line l;
-    if (!line_at(at, in->end, in->final, &l))
+    const int known = in->ahead_at == at;
+    line l = in->ahead_line;
+    if (!known && !line_at(at, in->end, in->final, &l))
         return NULL;
     if (l.end - l.at > EXITS_MAX_LINE) {
         skip(in->scanner, VTX_SKIP_TOO_LONG, 1);
@@ -219,7 +222,7 @@ static const char *read_one(reader *in, const char *at, vtx_exit *out, uint64_t 
     r.cut = l.cut;
     r.next = l.next;
     r.pieces = 1;
-    if (in->ahead_at == at) {
+    if (known) {
         r.where = in->ahead;
         if (r.where.state == FRAME_EVENT)
             payload_read(r.where.event, r.where.payload, r.end, r.cut, &r.what);

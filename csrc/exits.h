@@ -60,6 +60,20 @@ static inline const char *skip_word(const char *at, const char *end) {
     return at;
 }
 
+/* Whether `length` bytes at both places are equal; for a length that the compiler knows. */
+static inline int same(const char *a, const char *b, size_t length) {
+    uint64_t x, y;
+    if (length < 8 || length > 16)
+        return memcmp(a, b, length) == 0;
+    memcpy(&x, a, 8);
+    memcpy(&y, b, 8);
+    if (x != y)
+        return 0;
+    memcpy(&x, a + length - 8, 8);
+    memcpy(&y, b + length - 8, 8);
+    return x == y;
+}
+
 static inline const char *skip_digits(const char *at, const char *end) {
     while (at < end && is_digit(*at))
         at++;
@@ -100,6 +114,7 @@ typedef struct {
     uint32_t length; /* 0: none */
     uint32_t tid;
     uint16_t cpu;
+    uint64_t tail; /* its last eight bytes */
     char text[EXITS_MAX_PREFIX];
 } prefix;
 
@@ -141,11 +156,18 @@ void payload_read(enum vtx_exit_event event, const char *at, const char *end, in
 /* ---- Threads ------------------------------------------------------------------------------- */
 
 typedef struct {
+    uint64_t line, run_line, rip, detail;
+    uint32_t flags, repeats;
+    uint16_t reason;
+    uint8_t detail_kind;
+} last_exit;
+
+typedef struct {
     uint64_t key;
     int32_t vcpu; /* last one it entered as, or -1 */
     uint8_t used, open, ambiguous, pad;
     vtx_exit exit; /* while open; then the last one */
-    vtx_exit last; /* the one before */
+    last_exit last; /* the one before */
 } stream;
 
 struct vtx_exits {

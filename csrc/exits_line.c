@@ -45,15 +45,14 @@ int line_at(const char *at, const char *end, int final, line *out) {
 /* ---- Its parts ----------------------------------------------------------------------------- */
 
 static int is_flag(char c) {
-    switch (c) {
-    case '.': case '#': case '+': case '-':
-    case 'd': case 'D': case 'X': case 'b': case 'B': case 'n': case 'N': case 'p': case 'P':
-    case 'h': case 'H': case 's': case 'S': case 'z': case 'Z': case 'l': case 'L': case 'e':
-    case 'E': case 'a':
-        return 1;
-    default:
-        return is_digit(c);
-    }
+    static const char flags[256] = {
+        ['.'] = 1, ['#'] = 1, ['+'] = 1, ['-'] = 1, ['d'] = 1, ['D'] = 1, ['X'] = 1, ['b'] = 1,
+        ['B'] = 1, ['n'] = 1, ['N'] = 1, ['p'] = 1, ['P'] = 1, ['h'] = 1, ['H'] = 1, ['s'] = 1,
+        ['S'] = 1, ['z'] = 1, ['Z'] = 1, ['l'] = 1, ['L'] = 1, ['e'] = 1, ['E'] = 1, ['a'] = 1,
+        ['0'] = 1, ['1'] = 1, ['2'] = 1, ['3'] = 1, ['4'] = 1, ['5'] = 1, ['6'] = 1, ['7'] = 1,
+        ['8'] = 1, ['9'] = 1,
+    };
+    return flags[(unsigned char)c];
 }
 
 /* Interrupt and preemption flags, such as "d..1", "....", ".N.." or "d..2.". */
@@ -98,6 +97,28 @@ static void read_thread(const char *start, const char *end, frame *out) {
     }
 }
 
+/* Six digits and a colon at `at`: microseconds, as most tracers print them. 0 if it is not so. */
+static int six_digits(const char *at, const char *end, uint64_t *value) {
+#if defined(__GNUC__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    const uint64_t ones = UINT64_C(0x0101010101010101);
+    uint64_t text;
+    if (end - at < 8 || at[6] != ':')
+        return 0;
+    memcpy(&text, at, sizeof text);
+    text = text << 16 | 0x3030; /* two leading zeros for the two bytes behind */
+    if (((text & ones * 0xf0) != ones * 0x30) | (((text + ones * 6) & ones * 0xf0) != ones * 0x30))
+        return 0;
+    text &= ones * 0x0f;
+    text = (text * 10 + (text >> 8)) & UINT64_C(0x00ff00ff00ff00ff);
+    text = (text * 100 + (text >> 16)) & UINT64_C(0x0000ffff0000ffff);
+    *value = (text * 10000 + (text >> 32)) & UINT64_C(0xffffffff);
+    return 1;
+#else
+    (void)at, (void)end, (void)value;
+    return 0;
+#endif
+}
+
 /* SEC.FRACTION at `at`; returns its end, or NULL. Whole ticks of an unknown clock are no time. */
 static const char *read_stamp(const char *at, const char *end, frame *out) {
     uint64_t seconds = 0, fraction = 0;
@@ -114,6 +135,10 @@ static const char *read_stamp(const char *at, const char *end, frame *out) {
                                       10000,      1000,      100,      10,      1};
     uint32_t digits = 0;
     const char *const first = ++digit;
+    if (six_digits(digit, end, &fraction)) {
+        digits = 6;
+        digit += 6;
+    }
     for (; digit < end && is_digit(*digit); digit++)
         if (digits < 9) {
             fraction = fraction * 10 + (uint64_t)(*digit - '0');
@@ -129,6 +154,22 @@ static const char *read_stamp(const char *at, const char *end, frame *out) {
 
 static int named(const char *at, size_t length, const char *name) {
     return strlen(name) == length && memcmp(at, name, length) == 0;
+}
+
+#define USUAL(text, kind)                                                                          \
+    if ((size_t)(end - at) >= sizeof(text) - 1 && same(at, text, sizeof(text) - 1)) {              \
+        out->event = kind;                                                                         \
+        return at + sizeof(text) - 1;                                                              \
+    }
+
+/* The events that most lines are, by the text that most tracers print; NULL for any other. */
+static const char *usual_event(const char *at, const char *end, frame *out) {
+    USUAL("kvm_exit: ", VTX_EVENT_EXIT)
+    USUAL("kvm_entry: ", VTX_EVENT_ENTRY)
+    USUAL("kvm_page_fault: ", VTX_EVENT_PAGE_FAULT)
+    USUAL("kvm_msr: ", VTX_EVENT_MSR)
+    USUAL("kvm_pio: ", VTX_EVENT_PIO)
+    return NULL;
 }
 
 #define EVENT(text, kind)                                                                         \
@@ -156,6 +197,12 @@ static enum vtx_exit_event event_named(const char *at, size_t length) {
 /* "subsys:event:" or "event:" at `at`, perhaps behind a sample period. */
 static void read_event(const char *at, const char *end, frame *out) {
     at = skip_blanks(at, end);
+    const char *const usual = usual_event(at, end, out);
+    if (usual) {
+        out->state = FRAME_EVENT;
+        out->payload = skip_blanks(usual, end);
+        return;
+    }
     const char *after = skip_digits(at, end);
     if (after > at && after < end && is_blank(*after))
         at = skip_blanks(after, end);
@@ -183,11 +230,12 @@ static void read_event(const char *at, const char *end, frame *out) {
 /* Behind "[CPU]": flags, a stamp, an event; each may be missing or on the next line. */
 static int read_behind_cpu(const char *at, const char *end, frame *out) {
     at = skip_blanks(at, end);
-    const char *word_end = skip_word(at, end);
-    if (at < end && !is_digit(*at) && is_flags(at, word_end)) {
+    const char *word_end = at;
+    while (word_end < end && is_flag(*word_end))
+        word_end++;
+    const ptrdiff_t flags = word_end - at;
+    if (flags >= 2 && flags <= 8 && !is_digit(*at) && (word_end == end || is_blank(*word_end)))
         at = skip_blanks(word_end, end);
-        word_end = skip_word(at, end);
-    }
     if (at == end) {
         out->state = out->tid ? FRAME_OPEN : FRAME_NONE;
         return out->state != FRAME_NONE;
@@ -210,8 +258,12 @@ static int read_known(const char *at, const char *end, prefixes *known, frame *o
     for (uint32_t i = 0; i < EXITS_PREFIXES; i++) {
         const uint32_t index = (known->last + i) & (EXITS_PREFIXES - 1);
         const prefix *entry = &known->entries[index];
-        if (!entry->length || end - at <= (ptrdiff_t)entry->length ||
-            memcmp(at, entry->text, entry->length) != 0)
+        /* Threads differ near the end of what names them, if anywhere. */
+        uint64_t tail;
+        if (!entry->length || end - at <= (ptrdiff_t)entry->length)
+            continue;
+        memcpy(&tail, at + entry->length - sizeof tail, sizeof tail);
+        if (tail != entry->tail || memcmp(at, entry->text, entry->length) != 0)
             continue;
         out->tid = entry->tid;
         out->stream = entry->tid;
@@ -227,7 +279,7 @@ static int read_known(const char *at, const char *end, prefixes *known, frame *o
 }
 
 static void keep(const char *at, const char *end, prefixes *known, const frame *out) {
-    if (end - at > EXITS_MAX_PREFIX)
+    if (end - at > EXITS_MAX_PREFIX || end - at < (ptrdiff_t)sizeof(uint64_t))
         return;
     known->last = known->oldest++ & (EXITS_PREFIXES - 1);
     prefix *entry = &known->entries[known->last];
@@ -235,6 +287,7 @@ static void keep(const char *at, const char *end, prefixes *known, const frame *
     entry->tid = out->tid;
     entry->cpu = out->cpu;
     memcpy(entry->text, at, entry->length);
+    memcpy(&entry->tail, end - sizeof entry->tail, sizeof entry->tail);
 }
 
 static int read_around_cpu(const char *at, const char *end, prefixes *known, frame *out) {

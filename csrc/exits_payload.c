@@ -37,6 +37,10 @@ static int has_prefix(const char *at, const char *end) {
 static int eight_digits(const char *at, uint64_t *value) {
     uint64_t text;
     memcpy(&text, at, sizeof text);
+    if (text == EACH('0')) { /* most of what is padded */
+        *value <<= 32;
+        return 1;
+    }
     const uint64_t letter = text >> 6 & EACH(1);
     uint64_t digits = (text & EACH(0x0f)) + letter * 9;
     if (digits + EACH(0x30) + letter * 0x27 != text || digits & EACH(0xf0) ||
@@ -55,8 +59,8 @@ static int eight_digits(const char *at, uint64_t *value) {
 }
 #endif
 
-static const char *hex_digits(const char *at, const char *end, uint64_t *value) {
-    while (end - at >= 8 && at[0] > ' ' && at[7] > ' ' && eight_digits(at, value))
+static inline const char *hex_digits(const char *at, const char *end, uint64_t *value) {
+    while (end - at >= 8 && at[7] > ' ' && eight_digits(at, value))
         at += 8;
     for (; at < end; at++) {
         const unsigned digit = (unsigned)(unsigned char)*at - '0';
@@ -113,9 +117,20 @@ static int is_number(const word *w) {
 
 /* ---- kvm_exit, kvm_nested_vmexit, kvm_nested_vmexit_inject, xenalyze's vmexit ----------------- */
 
+static const char in_name[256] = {
+    ['0'] = 1, ['1'] = 1, ['2'] = 1, ['3'] = 1, ['4'] = 1, ['5'] = 1, ['6'] = 1, ['7'] = 1,
+    ['8'] = 1, ['9'] = 1, ['A'] = 1, ['B'] = 1, ['C'] = 1, ['D'] = 1, ['E'] = 1, ['F'] = 1,
+    ['G'] = 1, ['H'] = 1, ['I'] = 1, ['J'] = 1, ['K'] = 1, ['L'] = 1, ['M'] = 1, ['N'] = 1,
+    ['O'] = 1, ['P'] = 1, ['Q'] = 1, ['R'] = 1, ['S'] = 1, ['T'] = 1, ['U'] = 1, ['V'] = 1,
+    ['W'] = 1, ['X'] = 1, ['Y'] = 1, ['Z'] = 1, ['_'] = 1, ['a'] = 1, ['b'] = 1, ['c'] = 1,
+    ['d'] = 1, ['e'] = 1, ['f'] = 1, ['g'] = 1, ['h'] = 1, ['i'] = 1, ['j'] = 1, ['k'] = 1,
+    ['l'] = 1, ['m'] = 1, ['n'] = 1, ['o'] = 1, ['p'] = 1, ['q'] = 1, ['r'] = 1, ['s'] = 1,
+    ['t'] = 1, ['u'] = 1, ['v'] = 1, ['w'] = 1, ['x'] = 1, ['y'] = 1, ['z'] = 1,
+};
+
 static int is_name(const word *w) {
     for (const char *at = w->at; at < w->end; at++)
-        if (!is_digit(*at) && *at != '_' && !((*at | 32) >= 'a' && (*at | 32) <= 'z'))
+        if (!in_name[(unsigned char)*at])
             return 0;
     return w->end > w->at && w->end - w->at < EXITS_MAX_NAME - 16;
 }
@@ -280,7 +295,7 @@ static int take_key(cursor *in, payload *out, word *key) {
 
 /* Step over a literal, or give up the short way. */
 #define EXPECT(text)                                                                               \
-    if ((size_t)(end - at) < sizeof(text) - 1 || memcmp(at, text, sizeof(text) - 1) != 0)          \
+    if ((size_t)(end - at) < sizeof(text) - 1 || !same(at, text, sizeof(text) - 1))                \
         return 0;                                                                                  \
     at += sizeof(text) - 1
 
@@ -292,6 +307,23 @@ static int take_key(cursor *in, payload *out, word *key) {
     if (at == from || at - from > 16)                                                              \
         return 0;                                                                                  \
     (where) = number
+
+/* What kernels from 5.10 on print behind rip: every word has its place. */
+static int read_fixed_tail(const char *at, const char *end, payload *out) {
+    uint64_t intr_info = 0, error_code = 0;
+    if (end - at != 93 || !same(at, " info1 0x", 9) || !same(at + 25, " info2 0x", 9) ||
+        !same(at + 50, " intr_info 0x", 13) || !same(at + 71, " error_code 0x", 14))
+        return 0;
+    if (!eight_digits(at + 9, &out->info1) || !eight_digits(at + 17, &out->info1) ||
+        !eight_digits(at + 34, &out->info2) || !eight_digits(at + 42, &out->info2) ||
+        !eight_digits(at + 63, &intr_info) || !eight_digits(at + 85, &error_code)) {
+        out->info1 = out->info2 = 0;
+        return 0;
+    }
+    out->intr_info = (uint32_t)intr_info;
+    out->error_code = (uint32_t)error_code;
+    return 1;
+}
 
 /* The short way: exactly the words that kernels from 5.10 on, or up to 5.8, print. Returns 0, and
  * leaves everything to the long way, at the first byte that differs. */
@@ -309,16 +341,20 @@ static int read_usual_exit(const char *at, const char *end, payload *out) {
         out->has |= HAS_VCPU;
     }
     EXPECT("reason ");
-    const word name = {at, skip_word(at, end), 0};
-    if (!is_name(&name))
+    from = at;
+    while (at < end && in_name[(unsigned char)*at])
+        at++;
+    if (at == from || at - from >= EXITS_MAX_NAME - 16)
         return 0;
-    at = name.end;
-    out->name = name.at;
-    out->name_length = (uint32_t)(name.end - name.at);
+    out->name = from;
+    out->name_length = (uint32_t)(at - from);
     out->has |= HAS_REASON;
     EXPECT_HEX(" rip 0x", out->rip);
     out->flags = VTX_EXIT_RIP | VTX_EXIT_INFO1 | VTX_EXIT_INFO2;
-    if (out->has & HAS_VCPU) {
+    if (out->has & HAS_VCPU && read_fixed_tail(at, end, out)) {
+        out->flags |= VTX_EXIT_INTR_INFO | VTX_EXIT_ERROR_CODE;
+        at = end;
+    } else if (out->has & HAS_VCPU) {
         EXPECT_HEX(" info1 0x", out->info1);
         EXPECT_HEX(" info2 0x", out->info2);
         EXPECT_HEX(" intr_info 0x", number);
@@ -339,7 +375,6 @@ static int read_usual_exit(const char *at, const char *end, payload *out) {
 /* The same for "vcpu N" and "vcpu N, rip 0x..". */
 static int read_usual_entry(const char *at, const char *end, payload *out) {
     const char *from;
-    uint64_t number;
     EXPECT("vcpu ");
     from = at;
     for (; at < end && is_digit(*at); at++)
@@ -347,12 +382,65 @@ static int read_usual_entry(const char *at, const char *end, payload *out) {
     if (at == from || at - from > 9)
         return 0;
     if (at < end) {
-        EXPECT_HEX(", rip 0x", number);
+        EXPECT(", rip 0x"); /* nobody needs it; behind it may stand nothing */
+        from = at;
+        at = skip_word(at, end);
+        if (at == from || at[-1] == ']')
+            return 0;
     }
     out->has = HAS_VCPU | HAS_SUBJECT;
     out->understood = at;
     out->state = PAYLOAD_COMPLETE;
     return at == end;
+}
+
+/* "vcpu N rip 0x.. address 0x.. error_code 0x..", from 6.0 on. */
+static int read_usual_page_fault(const char *at, const char *end, payload *out) {
+    const char *from;
+    uint64_t number;
+    EXPECT("vcpu ");
+    at = skip_digits(at, end);
+    EXPECT(" rip 0x"); /* the exit's */
+    at = skip_word(at, end);
+    EXPECT_HEX(" address 0x", out->detail);
+    EXPECT_HEX(" error_code 0x", out->value);
+    out->has = HAS_SUBJECT;
+    out->understood = at;
+    out->state = PAYLOAD_COMPLETE;
+    return at == end;
+}
+
+/* "msr_write 6e0 = 0x..". */
+static int read_usual_msr(const char *at, const char *end, payload *out) {
+    const char *from;
+    uint64_t number;
+    EXPECT("msr_");
+    if (at < end && *at == 'w') {
+        out->flags = VTX_EXIT_WRITE;
+        EXPECT_HEX("write ", out->detail);
+    } else {
+        EXPECT_HEX("read ", out->detail);
+    }
+    EXPECT_HEX(" = 0x", out->value);
+    out->has = HAS_SUBJECT;
+    out->understood = at;
+    out->state = PAYLOAD_COMPLETE;
+    return at == end;
+}
+
+static int read_usual(enum vtx_exit_event event, const char *at, const char *end, payload *out) {
+    switch (event) {
+    case VTX_EVENT_EXIT:
+        return read_usual_exit(at, end, out);
+    case VTX_EVENT_ENTRY:
+        return read_usual_entry(at, end, out);
+    case VTX_EVENT_PAGE_FAULT:
+        return read_usual_page_fault(at, end, out);
+    case VTX_EVENT_MSR:
+        return read_usual_msr(at, end, out);
+    default:
+        return 0;
+    }
 }
 
 static void read_exit(cursor *in, payload *out) {
@@ -612,8 +700,7 @@ void payload_read(enum vtx_exit_event event, const char *at, const char *end, in
                   payload *out) {
     cursor in = {at, end, cut};
     memset(out, 0, sizeof *out);
-    if (!cut && (event == VTX_EVENT_EXIT ? read_usual_exit(at, end, out)
-                                         : event == VTX_EVENT_ENTRY && read_usual_entry(at, end, out)))
+    if (!cut && read_usual(event, at, end, out))
         return;
     memset(out, 0, sizeof *out);
     out->understood = at;

@@ -107,10 +107,23 @@ static uint64_t key_of(vtx_exits *scanner, const frame *where, const payload *wh
     return scanner->last_bare; /* a detail: of the exit that was last seen */
 }
 
+/* What telling a repetition needs of the exit before. */
+static void keep_last(stream *in) {
+    const vtx_exit *exit = &in->exit;
+    in->last.line = exit->line;
+    in->last.run_line = exit->run_line;
+    in->last.rip = exit->rip;
+    in->last.detail = exit->detail;
+    in->last.flags = exit->flags;
+    in->last.repeats = exit->repeats;
+    in->last.reason = exit->reason;
+    in->last.detail_kind = exit->detail_kind;
+}
+
 static void open_exit(vtx_exits *scanner, stream *in, const frame *where, const payload *what,
                       uint16_t reason, uint64_t line_number) {
     vtx_exit *exit = &in->exit;
-    in->last = *exit;
+    keep_last(in);
     memset(exit, 0, sizeof *exit);
     exit->flags = what->flags;
     if (where->has_time) {
@@ -159,7 +172,7 @@ static void close_exit(vtx_exits *scanner, stream *in, const frame *where) {
 /* The exit is over: was it the one before it over again? Without rip nobody can tell. */
 static void finish(stream *in, vtx_exit *out) {
     vtx_exit *exit = &in->exit;
-    const vtx_exit *last = &in->last;
+    const last_exit *last = &in->last;
     const int address =
         exit->detail_kind == VTX_EVENT_PAGE_FAULT || exit->detail_kind == VTX_EVENT_MMIO;
     const int same = last->line && exit->flags & last->flags & VTX_EXIT_RIP &&
