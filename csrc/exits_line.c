@@ -206,7 +206,7 @@ static void read_event(const char *at, const char *end, frame *out) {
     const char *after = skip_digits(at, end);
     if (after > at && after < end && is_blank(*after))
         at = skip_blanks(after, end);
-    if (at == end) {
+    if (at == end || (after > at && after == end)) { /* nothing, or the period alone */
         out->state = FRAME_OPEN;
         return;
     }

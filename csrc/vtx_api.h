@@ -352,6 +352,67 @@ uint64_t vtx_exits_name_count(const vtx_exits *scanner);
 /* Exit reasons and user-space exits as they were printed. */
 const char *vtx_exits_name(const vtx_exits *scanner, uint64_t index);
 
+/* ---- What exits come to (exits_subject.c, exits_tally.c) -------------------------------------- */
+
+/* What an exit was about. A subject is kind << 48 | value << 1; bit 0 is free. */
+enum vtx_exit_subject {
+    VTX_SUBJECT_NONE = 0,
+    VTX_SUBJECT_PORT = 1,
+    VTX_SUBJECT_MSR = 2,
+    VTX_SUBJECT_CR = 3,
+    VTX_SUBJECT_DR = 4,
+    VTX_SUBJECT_REGION = 5, /* 2 MBytes of guest-physical addresses */
+    VTX_SUBJECT_VECTOR = 6,
+    VTX_SUBJECT_EXCEPTION = 7,
+    VTX_SUBJECT_LEAF = 8,
+    VTX_SUBJECT_APIC = 9,
+    VTX_SUBJECT_EOI = 10
+};
+/* Stands for all subjects beyond the limit. */
+#define VTX_SUBJECT_OTHERS 0xffffffffffffe
+
+/* 0: not known. */
+uint64_t vtx_exit_subject_of(const vtx_exit *exit, uint32_t subject);
+
+enum vtx_tally_table {
+    VTX_TALLY_ROWS = 0,    /* key: row */
+    VTX_TALLY_DETAILS = 1, /* key: row; part: subject, and in bit 0 whether a nested guest ran */
+    VTX_TALLY_VCPUS = 2,   /* key: thread or domain << 32 | vCPU where the thread does not tell; part: row */
+    VTX_TALLY_SLICES = 3,  /* key: time / slice; part: row */
+    VTX_TALLY_TABLES = 4
+};
+
+typedef struct {
+    uint64_t key, part;
+    uint64_t samples, timed; /* timed: those whose duration is known; the rest is of these */
+    uint64_t total, least, most;
+    double mean, squares; /* squares: of the distances from the mean */
+    int32_t vcpu;         /* the last that was named, or -1 */
+    uint32_t pad;
+} vtx_tally_entry;
+
+typedef struct {
+    uint64_t samples, first_ns, last_ns; /* first_ns > last_ns: no exit has a stamp */
+    uint32_t flags;                      /* of all exits together */
+    uint32_t pad;
+} vtx_tally_summary;
+
+typedef struct vtx_tally vtx_tally;
+
+vtx_tally *vtx_tally_new(uint64_t slice_ns, int per_vcpu);
+void vtx_tally_free(vtx_tally *all);
+/* `rows` and `subjects` by the exits' `reason`. 0: out of memory. */
+int vtx_tally_add(vtx_tally *all, const vtx_exit *exits, uint64_t count, const uint16_t *rows,
+                  const uint8_t *subjects, int xen);
+const vtx_tally_summary *vtx_tally_summarised(const vtx_tally *all);
+uint64_t vtx_tally_count(const vtx_tally *all, uint32_t table);
+int vtx_tally_at(const vtx_tally *all, uint32_t table, uint64_t index, vtx_tally_entry *out);
+/* Nearest-rank percentiles of some tallies of a table together. 2: done; 1: no durations; 0: out of
+ * memory, or no such tally. `*bits`: 64 if they are exact, else each is within 2^-bits of itself. */
+int vtx_tally_percentiles(const vtx_tally *all, uint32_t table, const uint64_t *indices,
+                          uint64_t count, const uint32_t *percents, uint64_t wanted, uint64_t *out,
+                          uint32_t *bits);
+
 /* ---- Reference streams (streams.c) --------------------------------------------------------- */
 
 enum vtx_stream_format {

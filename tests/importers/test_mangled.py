@@ -75,6 +75,12 @@ def test_wrapped_and_quoted(lines: list[str], width: int, quote: str) -> None:
     assert not Scan(mangled).skipped
 
 
+def test_wrapped_behind_the_period_of_perf() -> None:
+    """The number between stamp and event may end the line."""
+    text = "CPU 0/KVM 4000 [001] 1.000000: 1\nkvm:kvm_exit: reason HLT rip 0x0\n"
+    assert Scan(text).exits[0]["time_ns"] == 1_000_000_000
+
+
 @given(traces(), st.sampled_from(["\r\n", " \n", "\n\n", "\u00a0\n"]))
 def test_other_line_ends(lines: list[str], end: str) -> None:
     plain, mangled = Scan("\n".join(lines) + "\n"), Scan(end.join(lines) + end)

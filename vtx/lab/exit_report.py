@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vtx.facts.exits import ExitReason
+from vtx.lab.exit_rows import PERCENTILES, ExitRow, Lines, Tally, Times, VcpuRow
 from vtx.lab.exit_watch import SingleExit, Slow, Storm
-from vtx.lab.exits import PERCENTILES, ExitRow, Lines, Tally, Times, VcpuRow
 from vtx.lab.table import Column, Table
 
 __all__ = ["SCHEMA", "ExitReport", "compare_tables", "csv_rows"]

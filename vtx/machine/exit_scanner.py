@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["EVENT_NAMES", "SKIPPED", "ExitFlag", "ExitScanner", "exit_dtype"]
+__all__ = ["EVENT_NAMES", "SKIPPED", "ExitFlag", "ExitScanner", "check_records", "exit_dtype"]
 
 
 class ExitFlag(IntEnum):
@@ -144,7 +144,7 @@ class ExitScanner:
         """
         if not 0 <= length <= len(data):
             raise ValueError(f"{length} bytes of a buffer of {len(data)}")
-        _check(records)
+        check_records(records)
         count = ffi.new("uint64_t *")
         consumed: int = lib.vtx_exits_scan(
             self._handle,
@@ -161,7 +161,7 @@ class ExitScanner:
 
     def close(self, records: NDArray[Any]) -> int:
         """Write exits that no entry followed; to be called until it returns 0."""
-        _check(records)
+        check_records(records)
         target = ffi.from_buffer("vtx_exit[]", records, require_writable=True)
         count: int = lib.vtx_exits_close(self._handle, target, len(records))
         return count
@@ -191,6 +191,7 @@ class ExitScanner:
         return {name: int(counted[i]) for i, name in enumerate(EVENT_NAMES) if counted[i]}
 
 
-def _check(records: NDArray[Any]) -> None:
+def check_records(records: NDArray[Any]) -> None:
+    """Raise ValueError unless C can take these records."""
     if records.dtype != exit_dtype() or not records.flags.c_contiguous or not len(records):
         raise ValueError("records must be a contiguous array of exit_dtype(), not empty")

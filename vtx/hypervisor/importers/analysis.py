@@ -10,8 +10,9 @@ from vtx.hypervisor.importers.exits import ExitReader
 from vtx.hypervisor.importers.source import Source, open_source
 from vtx.hypervisor.importers.stat_tables import StatTable, is_stat_report, read_stat_report
 from vtx.lab.exit_report import ExitReport
+from vtx.lab.exit_rows import Tally
 from vtx.lab.exit_watch import ExitWatch
-from vtx.lab.exits import ExitStatistics, Tally
+from vtx.lab.exits import ExitStatistics
 
 __all__ = ["Views", "read_report"]
 

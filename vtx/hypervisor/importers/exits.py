@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vtx.errors import InputError
 from vtx.hypervisor.importers.ahead import Ahead
 from vtx.lab.exit_reasons import is_amd
-from vtx.lab.exits import Lines
+from vtx.lab.exit_rows import Lines
 from vtx.machine.exit_scanner import ExitScanner, exit_dtype
 
 if TYPE_CHECKING:

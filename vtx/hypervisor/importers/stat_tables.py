@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from vtx.errors import InputError
 from vtx.hypervisor.importers.source import Source
 from vtx.lab.exit_reasons import is_amd, reason_number
-from vtx.lab.exits import ExitRow, Lines, Tally, Times
+from vtx.lab.exit_rows import ExitRow, Lines, Tally, Times
 
 __all__ = ["StatTable", "is_stat_report", "read_stat_report"]
 
