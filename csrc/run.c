@@ -33,17 +33,35 @@ typedef struct {
     uint32_t flags;
 } run_state;
 
+/* VTX_APIC_ACCESS if what was translated is in the APIC-access page; 1 if only its large page holds
+ * that page: then the front must not learn of it. */
+static uint32_t near_apic(const run_state *run) {
+    const vtx_walk *out = run->w.out;
+    const uint64_t page = run->w.context->apic_access, hpa = out->hpa;
+    if (!page || (hpa ^ page) >> (out->source == VTX_FROM_IDENTITY ? 12 : out->page_shift))
+        return 0;
+    return (hpa ^ page) >> 12 ? 1 : VTX_APIC_ACCESS;
+}
+
 static uint32_t run_page(run_state *run, uint64_t gva, uint32_t kind) {
     vtx_mmu *mmu = run->w.mmu;
     tlb_entry *entry;
     const uint32_t status = mmu_translate_page(&run->w, gva, kind, &entry);
-    if (status == VTX_OK) {
-        front_note(mmu, kind, gva, entry);
+    const uint32_t apic = status == VTX_OK ? near_apic(run) : 0;
+    if (status == VTX_OK && apic != VTX_APIC_ACCESS) {
+        if (apic)
+            front_forget(mmu); /* its set has another most recently used entry now */
+        else
+            front_note(mmu, kind, gva, entry);
         return VTX_OK;
+    }
+    if (apic) {
+        front_forget(mmu);
+        run->w.out->status = VTX_APIC_ACCESS;
     }
     run->w.out->gva = gva;
     run->w.out->access = kind;
-    return status;
+    return apic ? apic : status;
 }
 
 static uint32_t run_instruction(run_state *run, uint64_t record) {
@@ -69,7 +87,8 @@ NOINLINE static uint32_t run_slow(run_state *run, uint64_t record) {
     vtx_mmu *mmu = run->w.mmu;
     if (kind == VTX_FETCH && size == 0)
         return run_instruction(run, record);
-    if ((gva & 0xFFF) + size <= 0x1000 && front_find(mmu, kind, gva)) {
+    if ((gva & 0xFFF) + size <= 0x1000 && !run->w.context->apic_access &&
+        front_find(mmu, kind, gva)) {
         mmu->counters.references[kind]++;
         return VTX_OK;
     }

@@ -46,7 +46,8 @@ enum vtx_status {
     VTX_BEYOND_MEMORY = 8, /* fault_address is a physical address beyond memory */
     VTX_INSTRUCTION = 9,   /* run: an instruction record that Python decides; operand */
     VTX_END = 10,          /* run: reached stop */
-    VTX_BAD_RECORD = 11    /* run: an instruction record outside the dispositions; operand */
+    VTX_BAD_RECORD = 11,   /* run: an instruction record outside the dispositions; operand */
+    VTX_APIC_ACCESS = 12   /* run: a reference to the APIC-access page; gva, hpa */
 };
 
 /* ---- What a processor is (fixed) and what it runs under (changes) ------------------------ */
@@ -92,6 +93,7 @@ typedef struct {
     uint64_t cr0, cr3, cr4, efer, rflags;
     uint64_t eptp;
     uint64_t pml_address;
+    uint64_t apic_access; /* the APIC-access page | 1 while references to it are Python's, or 0 */
     uint64_t pdptes[4]; /* PAE paging: the PDPTE registers */
     uint32_t pkru, pkrs;
     uint32_t controls; /* enum vtx_controls */

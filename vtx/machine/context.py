@@ -76,6 +76,8 @@ class Context:
         PML index, 0 to 511; the walker decrements it.
     pkru, pkrs : int
         Protection-key rights, for user-mode and for supervisor-mode addresses.
+    apic_access : int or None
+        Host-physical address of the APIC-access page whose references stop a run.
     """
 
     __slots__ = ("_c",)
@@ -108,6 +110,7 @@ class Context:
         pml_index: int = 511,
         pkru: int = 0,
         pkrs: int = 0,
+        apic_access: int | None = None,
     ) -> None:
         self._c: Any = ffi.new("vtx_context *")
         members = {"cr0": cr0, "cr3": cr3, "cr4": cr4, "efer": efer, "rflags": rflags, "cpl": cpl}
@@ -118,6 +121,7 @@ class Context:
         self.mode_based_execute = mode_based_execute
         self.pdptes = tuple(pdptes)
         self.pml_address = pml_address
+        self.apic_access = apic_access
 
     def _control(self, mask: int, on: bool) -> None:
         self._c.controls = self._c.controls | mask if on else self._c.controls & ~mask
@@ -150,6 +154,15 @@ class Context:
     def pml_address(self, value: int | None) -> None:
         self._c.pml_address = value or 0
         self._control(lib.VTX_ENABLE_PML, value is not None)
+
+    @property
+    def apic_access(self) -> int | None:
+        """APIC-access page whose references stop a run; None while it is a page like any other."""
+        return self._c.apic_access & ~0xFFF if self._c.apic_access else None
+
+    @apic_access.setter
+    def apic_access(self, value: int | None) -> None:
+        self._c.apic_access = 0 if value is None else value & ~0xFFF | 1
 
     @property
     def pdptes(self) -> tuple[int, ...]:

@@ -338,7 +338,7 @@ class Mmu:
             int(first_page_only),
             out,
         )
-        if status >= lib.VTX_INSTRUCTION:
+        if status >= lib.VTX_INSTRUCTION and status != lib.VTX_APIC_ACCESS:
             return RunResult(STATUSES[status], index[0], out.operand)
         self._out = ffi.new("vtx_walk *")
         return RunResult(STATUSES[status], index[0], 0, Walk(out))

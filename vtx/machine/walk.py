@@ -40,6 +40,7 @@ class WalkStatus(IntEnum):
     INSTRUCTION = 9
     END = 10
     BAD_RECORD = 11
+    APIC_ACCESS = 12
 
     __hash__ = int.__hash__
 

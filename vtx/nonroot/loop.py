@@ -17,6 +17,7 @@ from vtx.nonroot.position import at_record, is_fetch, jump, resume, stand
 from vtx.rules.boundary import after_vm_entry, at_boundary, is_quiet, steps_to_timer, tick
 from vtx.rules.delivery import exception, fault_event
 from vtx.rules.execution import execute
+from vtx.rules.execution_apic_page import reference
 from vtx.rules.execution_flow import TRANSFERS
 from vtx.rules.execution_memory import ExitTaken, access, stopped
 from vtx.rules.exiting import decide
@@ -300,6 +301,8 @@ class Guest:
         if result.status == WalkStatus.INSTRUCTION:
             return self._stream_instruction(cursor, stream, stream.instructions[result.operand])
         assert result.walk is not None
+        if result.status == WalkStatus.APIC_ACCESS:
+            return self._apic_reference(cursor, stream, result.walk.gva)
         why = stopped(self.processor, result.walk)
         if isinstance(why, ExitTaken):
             return why.information
@@ -308,6 +311,26 @@ class Guest:
         exits = exception(self.processor, fault_event(why))
         if exits is None:
             self._enter_handler()
+        return exits
+
+    def _apic_reference(
+        self, cursor: Cursor, stream: Stream, linear: int
+    ) -> ExitInformation | None:
+        """Do a reference to the APIC-access page, which may be virtualized."""
+        index = cursor.record
+        record = int(stream.records[index])
+        size = min(record >> 48 & 0x3FFF, 0x1000 - (linear & 0xFFF))
+        exits = reference(self.processor, linear, size, record >> 62)
+        if exits is not None and not exits.trap:
+            return exits
+        tick(self.processor)
+        at_record(cursor, stream, index + 1)
+        stand(self.regs, cursor)
+        if index + 1 >= stream.stop or is_fetch(int(stream.records[index + 1])):
+            # The instruction that the reference belongs to is done.
+            if self.regs.rflags & _TF:
+                self.regs.pending_debug_exceptions |= _SINGLE_STEP
+            self.processor.pending.mtf |= self.traps
         return exits
 
     def _stream_instruction(

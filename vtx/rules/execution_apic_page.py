@@ -1,7 +1,7 @@
 """Linear accesses to the APIC-access page: virtualized, or a VM exit (44).
 
-SDM, "Virtualizing Memory-Mapped APIC Accesses". Accesses of recorded streams are translated in the
-C core and do not come here; steps of a listing do.
+SDM, "Virtualizing Memory-Mapped APIC Accesses". The references of recorded streams are translated
+in the C core, which stops at one to the APIC-access page.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
 from vtx.machine.exit_information import ExitInformation
 from vtx.machine.mmu import Access
+from vtx.rules.execution_apic import apic_write
 
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
     from vtx.machine.vmcs import Vmcs
 
-__all__ = ["page", "virtualized"]
+__all__ = ["guest_physical", "page", "reference", "virtualized"]
 
 _TPR, _EOI, _ICR_LOW = 0x080, 0x0B0, 0x300
 #: Registers whose accesses are virtualized under "APIC-register virtualization".
@@ -32,6 +33,8 @@ _PROC1, _PROC2 = Field.PRIMARY_PROCESSOR_BASED_CONTROLS, Field.SECONDARY_PROCESS
 _SECONDARY = int(Proc1.ACTIVATE_SECONDARY_CONTROLS)
 _APIC_ACCESSES = int(Proc2.VIRTUALIZE_APIC_ACCESSES)
 _READ, _WRITE, _FETCH, _DELIVERY = 0, 1, 2, 3
+#: A guest-physical access for an instruction fetch or during the execution of an instruction.
+_BY_INSTRUCTION = 15
 
 
 def _is_virtualized(vmcs: Vmcs, offset: int, size: int, is_write: bool) -> bool:
@@ -85,6 +88,51 @@ def virtualized(
         offset | access << 12,
         resume_flag=1,
     )
+
+
+def reference(processor: Processor, linear: int, size: int, kind: int) -> ExitInformation | None:
+    """Do a reference of a recorded stream to the APIC-access page, whose content is not known.
+
+    A write that is virtualized leaves what the virtual-APIC page holds, and APIC-write emulation
+    acts on that.
+
+    Parameters
+    ----------
+    processor : Processor
+        In VMX non-root operation.
+    linear, size : int
+        Where, and how many bytes; what lies beyond the page is not looked at.
+    kind : int
+        :class:`vtx.machine.mmu.Access`.
+
+    Returns
+    -------
+    ExitInformation or None
+        An APIC-access exit, or what APIC-write emulation leads to.
+    """
+    place = virtualized(processor, linear, size, kind, delivery=False)
+    if isinstance(place, ExitInformation):
+        return place
+    offset, processor.apic_write = processor.apic_write, None
+    return None if offset is None else apic_write(processor, offset)
+
+
+def guest_physical(vmcs: Vmcs, address: int) -> ExitInformation | None:
+    """Return the exit of a guest-physical access of an instruction to the APIC-access page, if any.
+
+    SDM, "Guest-Physical Accesses to the APIC-Access Page": these are never virtualized, and the
+    offset in the qualification is undefined.
+
+    Parameters
+    ----------
+    vmcs : Vmcs
+        The current one.
+    address : int
+        Host-physical address.
+    """
+    if address & ~0xFFF != page(vmcs):
+        return None
+    return ExitInformation(ExitReason.APIC_ACCESS, _BY_INSTRUCTION << 12, resume_flag=1)
 
 
 def page(vmcs: Vmcs) -> int | None:

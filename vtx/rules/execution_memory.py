@@ -16,6 +16,7 @@ from vtx.facts.fields import Field
 from vtx.machine.exit_information import ExitInformation
 from vtx.machine.mmu import Access, Walk, WalkStatus
 from vtx.machine.registers import Cr0
+from vtx.rules import execution_apic_page as apic_page
 from vtx.rules.execution_apic_page import page, virtualized
 
 if TYPE_CHECKING:
@@ -94,6 +95,10 @@ def guest_physical(processor: Processor, address: int, access: int) -> int:
     """
     walk = processor.mmu.translate_guest_physical(processor.context, address, access)
     if walk.ok:
+        assert processor.vmcs is not None
+        apic = apic_page.guest_physical(processor.vmcs, walk.hpa)
+        if apic is not None:
+            raise ExitTaken(apic)
         return walk.hpa
     raise stopped(processor, walk)
 

@@ -351,8 +351,8 @@ OUT_OF_REACH = {
     "erets_eretu": "needs FRED event delivery; without CR4.FRED both raise #UD, as here",
     "senduipi": "there is no user-interrupt target table: the notification IPI is never sent",
     "guest_timer": "APIC-timer virtualization is not modelled: IA32_TSC_DEADLINE is a plain MSR",
-    "apic_access": "accesses of a recorded stream are translated in the core, which does not know "
-    "the APIC-access page; steps of a listing are checked",
+    "apic_access": "of guest-physical accesses, those that load PDPTEs are looked at, and not "
+    "those of a walk through guest paging structures that lie in the APIC-access page themselves",
 }
 
 

@@ -36,6 +36,7 @@ CONTEXT_FIELDS = frozenset(
         Field.EPT_POINTER,
         Field.VPID,
         Field.PML_ADDRESS,
+        Field.APIC_ACCESS_ADDRESS,
         Field.PML_INDEX,
         Field.GUEST_PDPTE0,
         Field.GUEST_PDPTE1,
@@ -86,6 +87,8 @@ def _fill(processor: Processor, vmcs: Vmcs) -> None:
     context.mode_based_execute = bool(controls & Proc2.MODE_BASED_EXECUTE_CONTROL_FOR_EPT)
     context.pml_address = vmcs[Field.PML_ADDRESS] if controls & Proc2.ENABLE_PML else None
     context.pml_index = vmcs[Field.PML_INDEX]
+    virtualized = controls & Proc2.VIRTUALIZE_APIC_ACCESSES
+    context.apic_access = vmcs[Field.APIC_ACCESS_ADDRESS] if virtualized else None
 
 
 def enter_root(processor: Processor, controls: int) -> None:
