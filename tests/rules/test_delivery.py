@@ -345,7 +345,7 @@ def test_double_and_triple_faults(bench: Bench, first: int, nested: int, catches
     elif first == 8:
         assert exit is not None
         assert exit.reason == 2
-        assert exit == ExitInformation(exit.reason)
+        assert exit == ExitInformation(exit.reason, resume_flag=1)
     elif double and catches == 8:
         assert exit is not None
         assert exit.interruption_information == 1 << 31 | 1 << 11 | 3 << 8 | 8
@@ -355,10 +355,23 @@ def test_double_and_triple_faults(bench: Bench, first: int, nested: int, catches
         assert processor.delivered == ((8, 0) if double else (nested, frame(processor, 1)[0]))
 
 
+@pytest.mark.parametrize("intercepted", [False, True])
+def test_a_second_page_fault_leaves_its_address_in_cr2(bench: Bench, intercepted: bool) -> None:
+    """Unless it exits itself: then CR2 is still that of the first."""
+    processor = at(bench)
+    spoiled_by(processor, 14, 14)
+    bench.vmcs[F.EXCEPTION_BITMAP] = 0
+    if intercepted:
+        bench.vmcs[F.EXCEPTION_BITMAP] = 1 << 14
+    exit = deliver(processor, Event(14, HARDWARE, 2, fault=True, qualification=0x1234))
+    assert (exit is not None) == intercepted
+    assert processor.regs.cr2 == (0x1234 if intercepted else 0x7000_0000_0000 - 8 * 6)
+
+
 def test_a_triple_fault(bench: Bench) -> None:
     processor = at(bench)
     processor.regs.idtr = TableRegister(IDT, 0)
     exit = exception(processor, fault_event(GuestFault(6)))
     assert exit is not None
-    assert exit == ExitInformation(exit.reason)
+    assert exit == ExitInformation(exit.reason, resume_flag=1)
     assert exit.reason == 2

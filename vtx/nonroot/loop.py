@@ -12,12 +12,14 @@ from vtx.machine.exit_information import ExitInformation
 from vtx.machine.mmu import Access, WalkStatus
 from vtx.machine.program import Instruction, Stream
 from vtx.machine.registers import Activity, Rflags
+from vtx.nonroot.fetch import fetch_address, is_flat
 from vtx.nonroot.kernel import NEEDS_RIP, arrive, enter_handler, page_in
 from vtx.nonroot.position import at_record, is_fetch, jump, resume, stand
 from vtx.rules.boundary import after_vm_entry, at_boundary, is_quiet, steps_to_timer, tick
 from vtx.rules.delivery import exception, fault_event
 from vtx.rules.execution import execute
 from vtx.rules.execution_apic_page import reference
+from vtx.rules.execution_flags import check_virtual_interrupt
 from vtx.rules.execution_flow import TRANSFERS
 from vtx.rules.execution_memory import ExitTaken, access, stopped
 from vtx.rules.exiting import decide
@@ -31,6 +33,8 @@ __all__ = ["Guest"]
 
 _TF, _RF = int(Rflags.TF), int(Rflags.RF)
 _STI_OR_MOV_SS = 3
+#: VIF and VIP.
+_VIRTUAL_INTERRUPT = 3 << 19
 _SINGLE_STEP = 1 << 14
 _FETCH = Access.FETCH
 _MAX_JUMPS = 100_000
@@ -217,7 +221,10 @@ class Guest:
         blocking = regs.interruptibility_state & _STI_OR_MOV_SS
         flags = regs.rflags
         try:
-            access(processor, regs.rip, instruction.length, _FETCH)
+            if flags & _VIRTUAL_INTERRUPT == _VIRTUAL_INTERRUPT:
+                check_virtual_interrupt(regs)
+            rip = regs.rip if is_flat(regs) else fetch_address(regs, instruction.length)
+            access(processor, rip, instruction.length, _FETCH)
             if cursor.page_fault is not None:
                 page_in(processor, cursor)
             exits = decide(processor, instruction)

@@ -74,7 +74,7 @@ class Event:
         Of the instruction that raised a software interrupt or exception: the frame holds the
         address after it.
     fault : bool
-        A fault: the RFLAGS image that is pushed has RF = 1.
+        A fault, or a double fault that came of one: the RFLAGS image that is pushed has RF = 1.
     qualification : int
         What an exit due to it reports: the address of a page fault, the conditions of a #DB.
     unblocked_nmis : bool
@@ -260,7 +260,9 @@ def _during_delivery(
     information.idt_vectoring_error_code = event.error_code or 0
     if event.is_software:
         information.instruction_length = event.instruction_length
-    information.resume_flag = _resume_flag(processor, event)
+    if information.reason != ExitReason.EXCEPTION_OR_NMI:
+        # An exception that exits brings the RF of its own RFLAGS image.
+        information.resume_flag = _resume_flag(processor, event)
     return information
 
 
@@ -270,12 +272,13 @@ def _fault_in_delivery(processor: Processor, event: Event, nested: Event) -> Exi
     if _exits(processor, nested):
         return _during_delivery(processor, _direct_exit(processor, nested), event)
     if event.vector == DF and event.type == EventType.HARDWARE_EXCEPTION:
-        return ExitInformation(ExitReason.TRIPLE_FAULT)
+        # What began as a fault has set RF by now.
+        return ExitInformation(ExitReason.TRIPLE_FAULT, resume_flag=1)
     if not makes_double_fault(event, nested):
         return deliver(processor, nested)
     _report(processor, nested)
     # An exit that the double fault causes itself does not report the original event.
-    return exception(processor, Event(DF, EventType.HARDWARE_EXCEPTION, 0))
+    return exception(processor, Event(DF, EventType.HARDWARE_EXCEPTION, 0, fault=True))
 
 
 def makes_double_fault(event: Event, nested: Event) -> bool:

@@ -13,7 +13,7 @@ from vtx.bits import MASK32, bit
 from vtx.errors import GuestFault
 from vtx.facts.exits import ExitReason
 from vtx.machine.exit_information import ExitInformation
-from vtx.machine.registers import UNUSABLE, Registers, Rflags, Segment
+from vtx.machine.registers import UNUSABLE, AccessRights, Registers, Rflags, Segment
 from vtx.rules.delivery_segments import Descriptor, mark_accessed, read_descriptor
 from vtx.rules.execution_context import refresh_privilege
 from vtx.rules.execution_memory import ExitTaken, read
@@ -139,6 +139,8 @@ def _stack(processor: Processor, event: Event, new_cpl: int) -> Stack:
         raise GuestFault(_SS, error, f"the stack segment {selector:#x} is not present")
     mark_accessed(processor, descriptor)
     segment = descriptor.segment(selector)
+    if not segment.access_rights & AccessRights.DB:
+        pointer = pointer & 0xFFFF | regs.rsp & MASK32 & ~0xFFFF  # only SP is loaded
     return Stack(processor, segment, pointer, cpl=new_cpl, error=error, delivery=True)
 
 

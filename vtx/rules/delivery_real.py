@@ -89,7 +89,7 @@ def _enter(processor: Processor, event: Event, entry: int, flags: int) -> None:
     stack = Stack(processor, delivery=True)
     for value in (flags, regs.cs.selector, rip):
         stack.push(value, 2)
-    segment = real_mode_segment(processor, regs.cs, cs)
+    segment = real_mode_segment(processor, regs.cs, cs, code=True)
     if ip > segment.limit:
         raise GuestFault(_GP, 0 if regs.cr0 & 1 else None, "the handler is beyond its segment")
     regs.rsp, regs.rip = stack.pointer, ip

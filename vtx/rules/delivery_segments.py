@@ -17,6 +17,8 @@ __all__ = ["Descriptor", "mark_accessed", "read_descriptor", "real_mode_segment"
 
 #: Access rights of every segment in virtual-8086 mode (SDM, "Checks on Guest Segment Registers").
 _VIRTUAL_8086_RIGHTS = 0xF3
+#: Type of an accessed, writable, expand-up data segment.
+_WRITABLE_DATA = 3
 
 
 class Descriptor(NamedTuple):
@@ -87,12 +89,18 @@ def mark_accessed(processor: Processor, descriptor: Descriptor, *, delivery: boo
         write(processor, where, bytes([byte]), supervisor=True, delivery=delivery)
 
 
-def real_mode_segment(processor: Processor, old: Segment, selector: int) -> Segment:
+def real_mode_segment(
+    processor: Processor, old: Segment, selector: int, *, code: bool = False
+) -> Segment:
     """Return a segment register that real-address or virtual-8086 mode loads.
 
-    In real-address mode limit and access rights stay what they were.
+    In real-address mode limit and access rights stay what they were; but CS becomes a writable
+    data segment (which is why VM entry allows its type there).
     """
     selector &= 0xFFFF
     if processor.regs.in_virtual_8086_mode:
         return Segment(selector, selector << 4, 0xFFFF, _VIRTUAL_8086_RIGHTS)
-    return Segment(selector, selector << 4, old.limit, old.access_rights)
+    rights = old.access_rights
+    if code:
+        rights = rights & ~AccessRights.TYPE | _WRITABLE_DATA
+    return Segment(selector, selector << 4, old.limit, rights)

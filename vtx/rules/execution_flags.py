@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vtx.errors import GuestFault
-from vtx.machine.registers import Cr4, Interruptibility, Registers, Rflags
+from vtx.machine.registers import Cr0, Cr4, Interruptibility, Registers, Rflags
 from vtx.rules.execution_context import refresh_privilege
 from vtx.rules.exiting_faults import GP
 from vtx.rules.stack import Stack, operand_size
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vtx.machine.processor import Processor
     from vtx.machine.program import Instruction
 
-__all__ = ["EFFECTS", "load_extended_8086_flags", "load_returned_flags"]
+__all__ = ["EFFECTS", "check_virtual_interrupt", "load_extended_8086_flags", "load_returned_flags"]
 
 #: Flags of the lower 16 bits that every privilege level may load.
 _FLAGS = (
@@ -28,6 +28,7 @@ _FLAGS = (
 )  # fmt: skip
 _UPPER_FLAGS = Rflags.AC | Rflags.ID
 _IOPL_SHIFT = 12
+_USER = 3
 
 
 def _iopl(regs: Registers) -> int:
@@ -69,6 +70,18 @@ def load_extended_8086_flags(regs: Registers, value: int) -> None:
         raise GuestFault(GP, 0, "the virtual-8086 monitor has to see this image of FLAGS")
     virtual = Rflags.VIF if value & Rflags.IF else 0
     _load(regs, value & 0xFFFF | virtual, _FLAGS | Rflags.VIF)
+
+
+def check_virtual_interrupt(regs: Registers) -> None:
+    """#GP(0) before an instruction at which a virtual interrupt is enabled (VIF) and pending (VIP).
+
+    That is how the monitor of a virtual-8086 task, or of a task with protected-mode virtual
+    interrupts, gets to deliver it.
+    """
+    has = Cr4.VME if regs.in_virtual_8086_mode else Cr4.PVI
+    both = Rflags.VIF | Rflags.VIP
+    if regs.rflags & both == both and regs.cr4 & has and regs.cr0 & Cr0.PE and regs.cpl == _USER:
+        raise GuestFault(GP, 0, "a virtual interrupt is pending and enabled")
 
 
 def _needs_extensions(processor: Processor, size: int) -> bool:
@@ -121,7 +134,7 @@ def _virtual_if(processor: Processor, instruction: Instruction) -> bool:
     regs = processor.regs
     if regs.cpl <= _iopl(regs):
         return False
-    if regs.cpl == 3:
+    if regs.cpl == _USER:
         has = Cr4.VME if regs.in_virtual_8086_mode else Cr4.PVI
         if regs.cr4 & has:
             return True

@@ -119,7 +119,7 @@ def _return_in_8086_mode(processor: Processor, stack: Stack, size: int) -> None:
     if extended and (not regs.cr4 & Cr4.VME or size != 2):
         raise GuestFault(GP, 0, "IRET in virtual-8086 mode with IOPL below 3")
     frame = _Frame(*stack.pop_several(size, 3))
-    segment = real_mode_segment(processor, regs.cs, frame.cs)
+    segment = real_mode_segment(processor, regs.cs, frame.cs, code=True)
     if frame.rip > segment.limit:
         raise GuestFault(GP, 0, f"IRET to {frame.rip:#x}, beyond the code segment")
     if extended:
