@@ -10,7 +10,7 @@ SDM, "Event Blocking", "Priority Among Concurrent Events", and the notes of each
 7     VMX-preemption timer
 8     NMI window
 9     NMI
-10    interrupt window, virtual interrupt
+10    guest timer, interrupt window, virtual interrupt
 11    external interrupt, posted interrupts
 ====  ===========================================================================================
 
@@ -38,6 +38,7 @@ from vtx.rules.execution_apic import (
     ppr_virtualization,
     tpr_below_threshold,
 )
+from vtx.rules.guest_timer import expire, steps_left
 from vtx.rules.injected import EventType
 
 if TYPE_CHECKING:
@@ -94,6 +95,15 @@ def tick(processor: Processor, steps: int = 1) -> None:
 
 
 def steps_to_timer(processor: Processor) -> int | None:
+    """Return after how many steps a timer expires, None if none runs that the guest waits for."""
+    ours = _steps_to_preemption(processor)
+    if processor.regs.activity_state in _ASLEEP:
+        return ours
+    guests = steps_left(processor)
+    return guests if ours is None else ours if guests is None else min(ours, guests)
+
+
+def _steps_to_preemption(processor: Processor) -> int | None:
     """Return after how many steps the VMX-preemption timer expires, None if it does not run."""
     timer = processor.preemption_timer
     if timer is None:
@@ -191,6 +201,13 @@ def _interrupts_enabled(processor: Processor) -> bool:
     return bool(regs.rflags & Rflags.IF) and not regs.interruptibility_state & _BLOCKED
 
 
+def _guest_timer(processor: Processor) -> Outcome:
+    """Let the guest's timer request its virtual interrupt, which the next level may deliver."""
+    if processor.regs.activity_state not in _ASLEEP:
+        expire(processor)
+    return None
+
+
 def _interrupt_window(processor: Processor) -> Outcome:
     if processor.regs.activity_state in _ASLEEP or not _interrupts_enabled(processor):
         return None
@@ -236,6 +253,7 @@ LEVELS: tuple[Callable[[Processor], Outcome], ...] = (
     _timer,
     _nmi_window,
     _nmi,
+    _guest_timer,
     _interrupt_window,
     _external_interrupt,
 )

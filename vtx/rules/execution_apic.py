@@ -30,6 +30,7 @@ __all__ = [
     "ppr_virtualization",
     "read_register",
     "read_x2apic",
+    "request_virtual_interrupt",
     "tpr_below_threshold",
     "write_register",
     "write_vtpr",
@@ -148,8 +149,8 @@ def _eoi(processor: Processor) -> ExitInformation | None:
     return None
 
 
-def _self_ipi(processor: Processor, vector: int) -> None:
-    """Self-IPI virtualization (SDM, "Self-IPI Virtualization")."""
+def request_virtual_interrupt(processor: Processor, vector: int) -> None:
+    """Request a virtual interrupt, as self-IPI virtualization does (SDM, "Self-IPI ...")."""
     _set_vector(processor, VIRR, vector, on=True)
     rvi, svi = _status(processor)
     _set_status(processor, max(rvi, vector), svi)
@@ -226,7 +227,7 @@ def _icr_write(processor: Processor, target: int) -> ExitInformation | None:
         and icr & _SELF_FIXED_MASK == _SELF_FIXED
         and icr & 0xF0
     ):
-        _self_ipi(processor, icr & 0xFF)
+        request_virtual_interrupt(processor, icr & 0xFF)
         return None
     posts = _vmcs(processor).proc3 & Proc3.IPI_VIRTUALIZATION and not icr & _IPI_MUST_BE_0
     if posts and post_ipi(processor, icr & 0xFF, target):
@@ -274,7 +275,7 @@ def write_x2apic(processor: Processor, msr: int, value: int) -> ExitInformation 
         write_register(processor, SELF_IPI, value)
         if not value & 0xF0:
             return _apic_write_exit(SELF_IPI)
-        _self_ipi(processor, value)
+        request_virtual_interrupt(processor, value)
         return None
     if msr == Msr.IA32_X2APIC_ICR and _vmcs(processor).proc3 & Proc3.IPI_VIRTUALIZATION:
         _no_reserved_icr_bits(msr, value)

@@ -92,6 +92,8 @@ def read(processor: Processor, msr: int) -> int:
     vmcs = _vmcs(processor)
     if msr == Msr.IA32_SPEC_CTRL and vmcs.proc3 & Proc3.VIRTUALIZE_IA32_SPEC_CTRL:
         return vmcs[Field.IA32_SPEC_CTRL_SHADOW]
+    if msr == Msr.IA32_TSC_DEADLINE and vmcs.proc3 & Proc3.APIC_TIMER_VIRTUALIZATION:
+        return vmcs[Field.GUEST_DEADLINE_SHADOW]
     if msr in processor.regs.msrs and msr not in _COMMANDS:
         return processor.regs.msrs[msr]
     if msr in processor.shape.msrs:
@@ -134,6 +136,11 @@ def write_msr(processor: Processor, msr: int, value: int) -> ExitInformation | N
         vmcs[Field.IA32_SPEC_CTRL_SHADOW] = value
         value = regs.msrs.get(msr, 0) & mask | value & ~mask
     if msr in _COMMANDS:
+        return None
+    if msr == Msr.IA32_TSC_DEADLINE and vmcs.proc3 & Proc3.APIC_TIMER_VIRTUALIZATION:
+        from vtx.rules.guest_timer import arm
+
+        arm(processor, value)
         return None
     _store(processor, msr, value)
     return None

@@ -344,13 +344,13 @@ BY_RULE: dict[str, ByRule] = {
 
 #: Rows of the manual's lists that a guest program here cannot reach, or not in full, and why.
 OUT_OF_REACH = {
-    "smi": "system-management mode is not modelled: under the dual-monitor treatment an SMI would "
-    "exit to an SMM-transfer monitor, which has no place in the machine",
+    "smi": "under the default treatment an SMI is taken without an exit, as here; under the "
+    "dual-monitor treatment it would exit to an SMM-transfer monitor, whose VMCS comes from memory "
+    "that only firmware sets up (MSEG): the machine has none, and says so if one is needed",
     "rsm": "only SMM can execute RSM; a guest's RSM raises #UD, which is what the model does",
     "spp_related": "needs sub-page write permissions, which the page walker does not know",
     "erets_eretu": "needs FRED event delivery; without CR4.FRED both raise #UD, as here",
     "senduipi": "there is no user-interrupt target table: the notification IPI is never sent",
-    "guest_timer": "APIC-timer virtualization is not modelled: IA32_TSC_DEADLINE is a plain MSR",
     "apic_access": "of guest-physical accesses, those that load PDPTEs are looked at, and not "
     "those of a walk through guest paging structures that lie in the APIC-access page themselves",
 }
