@@ -185,6 +185,22 @@ uint32_t vtx_translate(vtx_mmu *mmu, vtx_context *context, uint64_t gva, uint32_
     return status;
 }
 
+int vtx_fetch_hit(vtx_mmu *mmu, vtx_context *context, uint64_t gva) {
+    mmu_enter(mmu, context);
+    gva &= mmu->guest.linear_mask;
+    if (mmu->identity || !guest_is_canonical(&mmu->guest, gva))
+        return 0;
+    /* An entry that is found and does not suffice is now the most recently used of its set; so it
+     * is, too, after the lookup that follows. */
+    const tlb_entry *first = tlb_find(&mmu->tlb.sides[0][0], gva, mmu->space, mmu->global_space);
+    if (!first || !mmu_allows(mmu, first->payload, VTX_FETCH))
+        return 0;
+    count_lookup(mmu, 0, 1, 0);
+    front_forget(mmu);
+    mmu->counters.references[VTX_FETCH]++;
+    return 1;
+}
+
 uint32_t vtx_walk_tables(vtx_mmu *mmu, vtx_context *context, uint64_t gva, uint32_t access,
                          vtx_walk *out, vtx_step *steps, uint32_t capacity) {
     walker w = walker_for(mmu, context, out, steps, capacity, 0);

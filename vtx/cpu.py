@@ -28,6 +28,7 @@ from vtx.machine.program import Cursor, Program
 from vtx.machine.registers import Interruptibility, Registers, Rflags, TableRegister
 from vtx.machine.shape import Shape
 from vtx.machine.vmcs import Vmcs
+from vtx.nonroot.quick import QuickPath, learn
 from vtx.rules import (
     vmx_entry,
     vmx_fields,
@@ -297,7 +298,14 @@ class Cpu(Processor):
 
     def vmresume(self) -> Exit:
         """VMRESUME: enter the guest again (as :meth:`vmlaunch`)."""
-        return self._run(vmx_entry.vmresume(self))
+        quick = self.vmcs.quick if self.vmcs is not None else None
+        if isinstance(quick, QuickPath) and quick.processor is self:
+            info = quick.round_trip()
+            if info is not None:
+                return Exit(self, info, self._vmread)
+        exit = self._run(vmx_entry.vmresume(self))
+        learn(self, exit.information)
+        return exit
 
     def proceed(self, program: Program | Trace | None = None) -> Exit:
         """Let the guest go on where its program had ended without a VM exit.

@@ -10,7 +10,8 @@ The work is done in C (``csrc``); every per-address call has a form over arrays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vtx._core import ffi, lib
@@ -215,6 +216,22 @@ class Mmu:
             return Walk(out)
         address: int = out.hpa
         return address
+
+    def fetcher(self, context: Context) -> Callable[[int], int]:
+        """Return a function that makes an instruction fetch if the first-level TLB translates it.
+
+        Parameters
+        ----------
+        context : Context
+            What to translate under, at every call as it is then.
+
+        Returns
+        -------
+        callable
+            ``fetch(gva)`` is 1 after a fetch as :meth:`locate` makes it; 0 if that would have to
+            look further: then nothing has happened.
+        """
+        return partial(lib.vtx_fetch_hit, self._c, context._c)
 
     def walk(
         self, context: Context, gva: int, access: int = Access.LOAD, *, record: bool = True

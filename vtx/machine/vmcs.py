@@ -121,6 +121,7 @@ class Vmcs:
         "dirty",
         "judged",
         "launched",
+        "quick",
         "revision_id",
         "session",
         "shadow",
@@ -141,6 +142,8 @@ class Vmcs:
         self.synced: object | None = None
         #: What :mod:`vtx.rules.check` knows of this VMCS from its last successful VM entry.
         self.judged: object | None = None
+        #: What :mod:`vtx.nonroot.quick` knows of it from round trips that changed nothing but RIP.
+        self.quick: object | None = None
 
     def __getitem__(self, field: int) -> int:
         return self.values[field]

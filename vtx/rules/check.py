@@ -15,6 +15,7 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from vtx.facts.fields import Field
 from vtx.facts.msrs import Msr
 from vtx.rules import (
     areas,
@@ -58,6 +59,7 @@ __all__ = [
     "check_msr_load",
     "entry_failure",
     "failing_checks",
+    "rip_judged",
 ]
 
 #: The manual's order.
@@ -88,6 +90,7 @@ CHECKS: dict[str, Check] = {
     check.id: check for module in _MODULES for check in module.check.declared
 }
 
+_RIP = Field.GUEST_RIP
 _EFER, _RTIT_CTL = int(Msr.IA32_EFER), int(Msr.IA32_RTIT_CTL)
 _EFER_LMA = 1 << 10
 
@@ -242,6 +245,28 @@ def entry_failure(vmcs: Vmcs, processor: Processor) -> Failure | None:
     if judged.from_memory:
         return _check_again(vmcs, processor, judged, set())
     return None
+
+
+def rip_judged(vmcs: Vmcs, processor: Processor) -> tuple[int, int] | None:
+    """Return what lets an entry pass all checks again if only RIP is written before it.
+
+    Parameters
+    ----------
+    vmcs : Vmcs
+        The current VMCS, right after a VM exit.
+    processor : Processor
+
+    Returns
+    -------
+    tuple of int, or None
+        The RIP that passed, and its bits that checks look at; None if more could have changed.
+    """
+    judged = vmcs.judged
+    if processor.smm or type(judged) is not _Judgement or judged.from_memory:
+        return None
+    if not judged.still_applies(processor):
+        return None
+    return judged.values.get(_RIP, 0), _WATCHED.get(_RIP, 0)
 
 
 def _stale_checks(vmcs: Vmcs, judged: _Judgement) -> set[Check]:

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from vtx.machine.processor import Processor
     from vtx.machine.vmcs import Vmcs
 
-__all__ = ["ENTRY_FAILURE", "VmxAbort", "entry_failure", "load_guest_state", "vm_exit"]
+__all__ = [
+    "ENTRY_FAILURE",
+    "VmxAbort",
+    "entry_failure",
+    "load_guest_state",
+    "record_information",
+    "vm_exit",
+]
 
 #: Bit 31 of the exit reason: the VM entry failed.
 ENTRY_FAILURE = 1 << 31
@@ -143,7 +150,7 @@ def vm_exit(processor: Processor, info: ExitInformation) -> None:
     assert type(known) is Synced
     values = vmcs.values
     _log_exit(processor, values, info)
-    _record_information(vmcs, info)
+    record_information(vmcs, info)
     _save_volatile_state(processor, vmcs, info)
     if processor.preemption_timer is not None:
         _stop_preemption_timer(processor, vmcs)
@@ -193,7 +200,7 @@ def _is_fault(information: int) -> bool:
     return exception and information & _EVENT_MASK != _HARDWARE_DB
 
 
-def _record_information(vmcs: Vmcs, info: ExitInformation) -> None:
+def record_information(vmcs: Vmcs, info: ExitInformation) -> None:
     """Write the VM-exit information fields (SDM, "Recording VM-Exit Information ...")."""
     values = vmcs.values
     values[_EXIT_REASON] = info.reason | info.exit_reason_bits
