@@ -5,33 +5,46 @@
 
 /* ---- The check ------------------------------------------------------------------------------- */
 
-/* Bit 63 of the result: a fetch of no bytes, or more than STREAM_MAX_BYTES. */
-static inline uint64_t fault_of(uint64_t record) {
+/* A fetch of no bytes, or more than STREAM_MAX_BYTES. */
+static int is_bad(uint64_t record) {
     const uint64_t head = record >> 48;
-    return (head - 1) | (STREAM_MAX_BYTES - (head & 0x3fff));
+    return head == 0 || (head & 0x3fff) > STREAM_MAX_BYTES;
+}
+
+/* Whether some record of a block may be bad: two operations a record, and no branch. */
+static int suspicious(const uint64_t *records, uint64_t count) {
+    uint64_t empty = 0, any = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        empty |= (records[i] >> 48) - 1;
+        any |= records[i];
+    }
+    return (empty >> 63 | (any >> 60 & 3)) != 0; /* 0 bytes fetched; sizes from 4096 on */
+}
+
+static void count_kinds(const uint64_t *records, uint64_t count, uint64_t *kinds) {
+    uint64_t low = 0, high = 0, both = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        const uint64_t kind = records[i] >> 62;
+        low += kind & 1;
+        high += kind >> 1;
+        both += kind & kind >> 1;
+    }
+    kinds[VTX_MODIFY] += both;
+    kinds[VTX_LOAD] += low - both;
+    kinds[VTX_STORE] += high - both;
+    kinds[VTX_FETCH] += count + both - low - high;
 }
 
 uint64_t vtx_stream_check(const uint64_t *records, uint64_t count, uint64_t *kinds) {
     enum { BLOCK = 1024 };
     for (uint64_t start = 0; start < count; start += BLOCK) {
         const uint64_t stop = count - start < BLOCK ? count : start + BLOCK;
-        /* Sums of bit 62, bit 63 and both: no branch, so the compiler can do two at a time. */
-        uint64_t faults = 0, low = 0, high = 0, both = 0;
-        for (uint64_t i = start; i < stop; i++) {
-            const uint64_t record = records[i], kind = record >> 62;
-            faults |= fault_of(record);
-            low += kind & 1;
-            high += kind >> 1;
-            both += kind & kind >> 1;
-        }
-        if (faults >> 63)
+        if (suspicious(records + start, stop - start))
             for (uint64_t i = start; i < stop; i++)
-                if (fault_of(records[i]) >> 63)
+                if (is_bad(records[i]))
                     return i;
-        kinds[VTX_MODIFY] += both;
-        kinds[VTX_LOAD] += low - both;
-        kinds[VTX_STORE] += high - both;
-        kinds[VTX_FETCH] += stop - start + both - low - high;
+        if (kinds)
+            count_kinds(records + start, stop - start, kinds);
     }
     return count;
 }

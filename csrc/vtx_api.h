@@ -474,5 +474,5 @@ uint64_t vtx_scanner_scan(vtx_scanner *scanner, const char *bytes, uint64_t leng
                           int strict, uint64_t *out, uint64_t capacity, uint64_t *count);
 const vtx_stream_counts *vtx_scanner_counted(const vtx_scanner *scanner);
 /* The first record that is no reference (a fetch of no bytes, or more than 4096 bytes); `count` if
- * all are. The references are added to kinds[4]. */
+ * all are. The references are added to kinds[4], unless it is NULL. */
 uint64_t vtx_stream_check(const uint64_t *records, uint64_t count, uint64_t *kinds);

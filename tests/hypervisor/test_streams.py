@@ -115,3 +115,14 @@ def test_errors_say_where(tmp_path, text, line, says):
         assert trace_of(tmp_path, text).segments
     assert says in str(caught.value)
     assert caught.value.line == line, str(caught.value)
+
+
+def test_a_recorded_trace_may_be_a_stream(tmp_path):
+    (tmp_path / "l.txt").write_bytes(b"I  00401000,3\n L 1fff000000,8\n")
+    trace = trace_of(tmp_path, "stream: l.txt\n")
+    assert trace.records is not None
+    assert trace.records.tolist() == [3 << 48 | 0x401000, 1 << 62 | 8 << 48 | 0x1FFF000000]
+    trace = trace_of(tmp_path, "stream: {file: l.txt, kind: lackey}\n")
+    assert trace.references == 2
+    with pytest.raises(InputError, match="no multiple of 8"):
+        assert trace_of(tmp_path, "stream: {file: l.txt, kind: u64}\n").records

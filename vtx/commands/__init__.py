@@ -8,10 +8,20 @@ from vtx.commands.check import Check
 from vtx.commands.compare import Compare
 from vtx.commands.exits import Exits
 from vtx.commands.explain import Explain
+from vtx.commands.imports import Import
 from vtx.commands.profiles import Profiles
 from vtx.commands.replay import Replay
 
 __all__ = ["COMMANDS", "Command"]
 
 #: In the order in which help lists them.
-COMMANDS: tuple[type[Command], ...] = (Replay, Compare, Exits, Check, Profiles, Explain, Bench)
+COMMANDS: tuple[type[Command], ...] = (
+    Replay,
+    Compare,
+    Exits,
+    Import,
+    Check,
+    Profiles,
+    Explain,
+    Bench,
+)

@@ -177,14 +177,17 @@ def _stream(item: Item, folder: Path) -> StreamOptions:
     if "file" not in entries:
         raise item.error("the stream has no file")
     file = entries["file"]
+    kind: str | None = None
     if "kind" in entries:
-        entries["kind"].choice("kind", ("u64",))
+        from vtx.streams import FORMATS
+
+        kind = entries["kind"].choice("kind", FORMATS)
     start = number_of(entries["start"], "start") if "start" in entries else 0
     stop = number_of(entries["stop"], "stop") if "stop" in entries else None
     if stop is not None and stop <= start:
         raise entries["stop"].error(f"the stream stops at {stop}, before it starts at {start}")
     path = at(file, lambda: _path(folder, file.text("file")))
-    return StreamOptions(path, start, stop, file.line, file.column)
+    return StreamOptions(path, start, stop, file.line, file.column, kind)
 
 
 def _path(folder: Path, name: str) -> Path:

@@ -116,6 +116,8 @@ class StreamOptions:
         The records that are used; None is the end of the file.
     line, column : int
         Where the trace names it.
+    kind : str or None
+        Format of the file, if the trace says it.
     """
 
     path: Path
@@ -123,6 +125,7 @@ class StreamOptions:
     stop: int | None
     line: int
     column: int
+    kind: str | None = None
 
 
 @dataclass(frozen=True)

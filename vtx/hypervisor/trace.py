@@ -75,7 +75,7 @@ class Trace:
         from vtx.streams import open_stream
 
         try:
-            records = open_stream(stream.path).array()
+            records = open_stream(stream.path, format=stream.kind).array()
             if (stream.stop or stream.start + 1) > len(records):
                 raise InputError(
                     f"the stream {stream.path} has only {len(records)} references",

@@ -58,6 +58,7 @@ class Stream:
         self._header: Header | None = None
         self._once: Source | None = None
         self._source: Source | None = None
+        self._open: ExitStack | None = None  # what keeps a pipe open
 
     @property
     def is_mapped(self) -> bool:
@@ -142,9 +143,11 @@ class Stream:
         self, mapped: NDArray[np.uint64], records: int
     ) -> Iterator[NDArray[np.uint64]]:
         summary = self.summary
+        if self._header is not None:
+            summary.kinds = list(self._header.kinds)
         for first in range(0, len(mapped), records):
             chunk = mapped[first : first + records]
-            check_records(chunk, first, self.name, summary.kinds)
+            check_records(chunk, first, self.name, None)
             summary.read = summary.used = first + len(chunk)
             yield chunk
 
@@ -214,7 +217,7 @@ def open_stream(
         regular = name != "-" and stat.S_ISREG(os.stat(name).st_mode)
         if not regular:
             stream._once = stream._source = source
-            closing.pop_all()
+            stream._open = closing.pop_all()
     return stream
 
 

@@ -43,7 +43,8 @@ class Summary:
     skipped : dict of str to int
         Units that gave no reference, by the keys of :data:`SKIPPED`; those above 0.
     kinds : list of 4 int
-        References by kind of access.
+        References by kind of access; 0 while nobody has counted them, as of raw records that are
+        memory-mapped.
     dropped : int
         Single addresses that are not canonical.
     split : int
