@@ -16,11 +16,14 @@ from vtx import nonroot
 from vtx.errors import NotSupported, UnhandledExit, UsageError
 from vtx.facts.controls import Proc2
 from vtx.facts.fields import FIELDS, Area, Field
+from vtx.facts.vectors import find_exception
 from vtx.machine import image
 from vtx.machine.events import EventLog
 from vtx.machine.exit import Exit
 from vtx.machine.exit_information import ExitInformation
+from vtx.machine.exiting_sets import ExitingSets
 from vtx.machine.guest_ept import GuestEpt
+from vtx.machine.guest_view import GuestView
 from vtx.machine.memory import Memory
 from vtx.machine.paging import FrameAllocator
 from vtx.machine.processor import Processor
@@ -213,6 +216,42 @@ class Cpu(Processor):
         if self.machine.ept is None:
             self.machine.ept = GuestEpt(self.memory, self.machine.frames)
         return self.machine.ept
+
+    @property
+    def guest(self) -> GuestView:
+        """The guest of the current VMCS: its registers as attributes, its memory as slices.
+
+        Raises
+        ------
+        UsageError
+            There is no current VMCS.
+        """
+        vmcs = self._current_vmcs()
+        ept = bool(vmcs.proc2 & Proc2.ENABLE_EPT)
+        return GuestView(
+            self,
+            self._vmread,
+            self.vmwrite,
+            self.machine.ept if ept else None,
+            image.GUEST_BASE if ept else 0,
+        )
+
+    @property
+    def exiting(self) -> ExitingSets:
+        """What causes VM exits in the guest of the current VMCS, as sets.
+
+        Raises
+        ------
+        UsageError
+            There is no current VMCS.
+        """
+        self._current_vmcs()
+        return ExitingSets(self, self.machine.frames, self._vmread, self.vmwrite)
+
+    def _current_vmcs(self) -> Vmcs:
+        if self.vmcs is None:
+            raise UsageError("no VMCS is current: execute VMPTRLD, or cpu.load(vmcs)")
+        return self.vmcs
 
     # ---- VMX operation --------------------------------------------------------------------
 
@@ -419,7 +458,7 @@ class Cpu(Processor):
 
     def inject(
         self,
-        vector: int,
+        vector: int | str,
         *,
         type: int | None = None,
         error_code: int | None = None,
@@ -429,8 +468,8 @@ class Cpu(Processor):
 
         Parameters
         ----------
-        vector : int
-            0 to 255.
+        vector : int or str
+            0 to 255, or the name of an exception: ``"#GP"``, ``"NMI"``.
         type : EventType, optional
             By default what the vector says: NMI for 2, software exception for 3 and 4, hardware
             exception for the others below 32, external interrupt from 32.
@@ -443,7 +482,11 @@ class Cpu(Processor):
         ------
         UsageError
             There is no such vector.
+        UnknownName
+            There is no such exception.
         """
+        if isinstance(vector, str):
+            vector = find_exception(vector)
         if not 0 <= vector <= _LAST_VECTOR:
             raise UsageError(f"a vector is 0 to {_LAST_VECTOR}, not {vector}")
         if type is None:

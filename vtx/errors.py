@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vtx.machine.exit import Exit
 
 __all__ = [
+    "EXCEPTIONS",
     "AddressError",
     "EmulationStopped",
     "EndOfTrace",
@@ -194,6 +195,15 @@ class VMfailValid(VMfail):
         super().__init__(f"{instruction}: VMfailValid({self.error}): {why}{named}")
 
 
+#: Mnemonics of vectors 0 to 31 (SDM, "Exception and Interrupt Reference"); 2 is no exception but
+#: has its place in the IDT.
+EXCEPTIONS = {
+    0: "#DE", 1: "#DB", 2: "NMI", 3: "#BP", 4: "#OF", 5: "#BR", 6: "#UD", 7: "#NM", 8: "#DF",
+    10: "#TS", 11: "#NP", 12: "#SS", 13: "#GP", 14: "#PF", 16: "#MF", 17: "#AC", 18: "#MC",
+    19: "#XM", 20: "#VE", 21: "#CP",
+}  # fmt: skip
+
+
 class GuestFault(VtxError):
     """An instruction raised an exception on the logical processor (#UD, #GP, #PF ...).
 
@@ -207,12 +217,6 @@ class GuestFault(VtxError):
         The linear address of a page fault (what CR2 gets).
     """
 
-    _NAMES = {
-        0: "#DE", 1: "#DB", 2: "NMI", 3: "#BP", 4: "#OF", 5: "#BR", 6: "#UD", 7: "#NM", 8: "#DF",
-        10: "#TS", 11: "#NP", 12: "#SS", 13: "#GP", 14: "#PF", 16: "#MF", 17: "#AC", 18: "#MC",
-        19: "#XM", 20: "#VE", 21: "#CP",
-    }  # fmt: skip
-
     def __init__(
         self, vector: int, error_code: int | None = None, why: str = "", address: int | None = None
     ) -> None:
@@ -220,7 +224,7 @@ class GuestFault(VtxError):
         self.error_code = error_code
         self.why = why
         self.address = address
-        name = self._NAMES.get(vector, f"vector {vector}")
+        name = EXCEPTIONS.get(vector, f"vector {vector}")
         code = "" if error_code is None else f"({error_code:#x})" if error_code else "(0)"
         super().__init__(f"{name}{code}{': ' + why if why else ''}")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from vtx.bits import bit, bits
+from vtx.errors import EXCEPTIONS
 from vtx.facts.layout import UNNAMED, decode
 from vtx.facts.qualifications import (
     ACTIVITY_STATE,
@@ -15,14 +16,8 @@ from vtx.facts.qualifications import (
 )
 from vtx.facts.sentences import listed
 
-__all__ = ["EXCEPTIONS", "word_sentence"]
+__all__ = ["word_sentence"]
 
-#: Mnemonics of the exceptions by vector (SDM, "Protected-Mode Exceptions and Interrupts").
-EXCEPTIONS: Final[Mapping[int, str]] = {
-    0: "#DE", 1: "#DB", 3: "#BP", 4: "#OF", 5: "#BR", 6: "#UD", 7: "#NM", 8: "#DF", 10: "#TS",
-    11: "#NP", 12: "#SS", 13: "#GP", 14: "#PF", 16: "#MF", 17: "#AC", 18: "#MC", 19: "#XM",
-    20: "#VE", 21: "#CP",
-}  # fmt: skip
 _EXCEPTION_TYPES: Final = frozenset({3, 5, 6})
 _PRESENT, _UNUSABLE = 7, 16
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from vtx.errors import EXCEPTIONS as MNEMONICS
 from vtx.errors import InputError
 from vtx.profiles.document import Item
 
@@ -13,11 +14,7 @@ __all__ = ["EXCEPTIONS", "at", "flag", "number_of", "size_of", "text_of"]
 _MAX64 = (1 << 64) - 1
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 #: Vectors by the manual's names of exceptions.
-EXCEPTIONS = {
-    "#DE": 0, "#DB": 1, "#BP": 3, "#OF": 4, "#BR": 5, "#UD": 6, "#NM": 7, "#DF": 8, "#TS": 10,
-    "#NP": 11, "#SS": 12, "#GP": 13, "#PF": 14, "#MF": 16, "#AC": 17, "#MC": 18, "#XM": 19,
-    "#VE": 20, "#CP": 21,
-}  # fmt: skip
+EXCEPTIONS = {name: vector for vector, name in MNEMONICS.items() if name.startswith("#")}
 T = TypeVar("T")
 
 

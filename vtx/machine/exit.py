@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vtx.errors import UsageError
 from vtx.facts.exits import EXITS, ExitReason
 from vtx.facts.fields import Field
+from vtx.machine.exit_details import Details, exit_layouts
 from vtx.machine.exit_views import (
     ApicAccess,
     CrAccess,
@@ -233,6 +234,27 @@ class Exit:
         """The access to the APIC-access page."""
         self._only_for("APIC access", ExitReason.APIC_ACCESS)
         return ApicAccess.decode(self.qualification)
+
+    @property
+    def details(self) -> Details:
+        """Everything that the exit qualification and the instruction information say, by name.
+
+        The names are those of `vtx explain exit REASON`: ``exit.details.port``.
+        """
+        reason = self.reason
+        vector = None
+        nmi = False
+        if reason is ExitReason.EXCEPTION_OR_NMI:
+            event = EventInformation.decode(self.interruption_information, 0)
+            vector = event.vector if event else None
+            nmi = event is not None and event.type == _TYPE_NMI
+        layouts = exit_layouts(reason, vector, nmi=nmi)
+        words = (self.qualification, self.instruction_information if layouts[1] else 0)
+        return Details(
+            (layout, word)
+            for layout, word in zip(layouts, words, strict=True)
+            if layout is not None
+        )
 
     # For people.
 

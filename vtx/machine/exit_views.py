@@ -134,12 +134,21 @@ class DrAccess(NamedTuple):
         )
 
 
-class MsrAccess(NamedTuple):
-    """RDMSR or WRMSR: the MSR's address, and for a write the value."""
-
+class _MsrAccess(NamedTuple):
     address: int
     is_write: bool
     value: int
+
+
+class MsrAccess(_MsrAccess):
+    """RDMSR or WRMSR: the MSR's address, and for a write the value."""
+
+    __slots__ = ()
+
+    @property
+    def index(self) -> int:  # type: ignore[override]  # a tuple's own index() is of no use here
+        """The address, which is what RCX holds."""
+        return self.address
 
 
 class EptAccess(NamedTuple):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vtx.bits import MASK32, MASK64, bits
-from vtx.errors import NotSupported
 from vtx.facts.fields import Field
 from vtx.facts.instructions import GENERAL_REGISTERS, SEGMENT_REGISTERS
 from vtx.hypervisor.emulation.registers import RegisterAccesses
-from vtx.machine.registers import Cr0, Cr4, Efer
+from vtx.machine import guest_memory
+from vtx.machine.guest_memory import guest_physical as translate
+from vtx.machine.registers import Efer
 
 if TYPE_CHECKING:
     from vtx.cpu import Cpu
@@ -19,8 +20,6 @@ __all__ = ["LinearMemory", "NotMapped"]
 
 _PF = 14
 _PAGE = 4096
-_PRESENT, _LARGE = 1, 1 << 7
-_ADDRESS = (1 << 52) - _PAGE
 _WRITE_ACCESS = 1 << 1
 _ALIASED_SEGMENTS = ("fs", "gs")
 _ADDRESS_MASKS = (0xFFFF, MASK32, MASK64)
@@ -65,24 +64,15 @@ class LinearMemory(RegisterAccesses):
         ------
         NotMapped
             The guest's tables do not map it.
-        NotSupported
-            The guest does not use 4-level or 5-level paging.
         """
-        if not cpu.vmread(Field.GUEST_CR0) & Cr0.PG:
-            return linear
-        if not self.guest_efer(cpu) & Efer.LMA:
-            raise NotSupported("the VMM walks 4-level and 5-level page tables only")
-        top = 48 if cpu.vmread(Field.GUEST_CR4) & Cr4.LA57 else 39
-        table = cpu.vmread(Field.GUEST_CR3) & _ADDRESS
-        for shift in range(top, 11, -9):
-            entry = cpu.memory.read_u64(self._slot(table + 8 * (linear >> shift & 511)))
-            if not entry & _PRESENT:
-                raise NotMapped(linear, write=write)
-            if shift == 12 or (entry & _LARGE and shift <= 30):
-                offset = (1 << shift) - 1
-                return entry & _ADDRESS & ~offset | linear & offset
-            table = entry & _ADDRESS
-        raise AssertionError  # the last level is always a page
+
+        def entry(address: int, size: int) -> int:
+            return int.from_bytes(cpu.memory.read(self._slot(address), size), "little")
+
+        try:
+            return translate(cpu.guest, entry, linear)
+        except guest_memory.NotMapped:
+            raise NotMapped(linear, write=write) from None
 
     def _slot(self, guest_physical: int) -> int:
         """Return the host-physical address of guest memory."""

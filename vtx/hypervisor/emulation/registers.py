@@ -134,11 +134,7 @@ class RegisterAccesses(Events):
         A CPU that does not switch the MSR between guest and host has one for both, but for the
         mode, which VM entry makes what the controls say.
         """
-        controls = cpu.vmread(Field.VM_ENTRY_CONTROLS)
-        if controls & Entry.LOAD_IA32_EFER:
-            return cpu.vmread(Field.GUEST_IA32_EFER)
-        mode = _LONG_MODE if controls & Entry.IA32E_MODE_GUEST else 0
-        return cpu.regs.efer & ~_LONG_MODE | mode
+        return cpu.guest.efer
 
     def set_guest_efer(self, cpu: Cpu, value: int) -> None:
         """Set the guest's IA32_EFER."""
