@@ -18,6 +18,7 @@
 #endif
 
 #define MAP_FLAGS            (MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
+#define FRAME_BYTES 4096u
 #define RESIDENT_CHUNK_PAGES 65536u
 
 static uint64_t host_page_size(void) {
@@ -94,6 +95,39 @@ uint64_t vtx_memory_resident(const vtx_memory *memory) {
     }
     free(states);
     return resident;
+}
+
+/* Does a frame read 0 all through? */
+static int is_zero(const uint8_t *frame) {
+    static const uint8_t zeros[64];
+    for (uint64_t i = 0; i < FRAME_BYTES; i += sizeof zeros)
+        if (memcmp(frame + i, zeros, sizeof zeros) != 0)
+            return 0;
+    return 1;
+}
+
+uint64_t vtx_memory_pages(const vtx_memory *memory, uint64_t *addresses, uint64_t room) {
+    const uint64_t page = host_page_size();
+    unsigned char *states = malloc(RESIDENT_CHUNK_PAGES);
+    uint64_t found = 0;
+    if (!states)
+        return 0;
+    for (uint64_t at = 0; at < memory->size; at += RESIDENT_CHUNK_PAGES * page) {
+        uint64_t length = memory->size - at;
+        if (length > RESIDENT_CHUNK_PAGES * page)
+            length = RESIDENT_CHUNK_PAGES * page;
+        if (mincore(memory->base + at, (size_t)length, (void *)states) != 0)
+            continue;
+        for (uint64_t from = 0; from < length; from += FRAME_BYTES) {
+            if (!(states[from / page] & 1) || is_zero(memory->base + at + from))
+                continue;
+            if (found < room)
+                addresses[found] = at + from;
+            found++;
+        }
+    }
+    free(states);
+    return found;
 }
 
 int vtx_memory_read(const vtx_memory *memory, uint64_t address, void *out, uint64_t length) {

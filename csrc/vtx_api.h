@@ -19,6 +19,9 @@ void *vtx_memory_base(vtx_memory *memory);
 int vtx_memory_clear(vtx_memory *memory);
 /* Bytes that the system has really given to the mapping. */
 uint64_t vtx_memory_resident(const vtx_memory *memory);
+/* Number of 4-KByte frames that hold anything but 0; the addresses of the first `room` of them go to
+ * `addresses`, in ascending order. */
+uint64_t vtx_memory_pages(const vtx_memory *memory, uint64_t *addresses, uint64_t room);
 /* Both return 1 if [address, address + length) lies within memory and was copied, else 0. */
 int vtx_memory_read(const vtx_memory *memory, uint64_t address, void *out, uint64_t length);
 int vtx_memory_write(vtx_memory *memory, uint64_t address, const void *from, uint64_t length);

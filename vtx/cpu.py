@@ -17,7 +17,7 @@ from vtx.errors import NotSupported, UnhandledExit, UsageError
 from vtx.facts.controls import Proc2
 from vtx.facts.fields import FIELDS, Area, Field
 from vtx.facts.vectors import find_exception
-from vtx.machine import image
+from vtx.machine import image, snapshot
 from vtx.machine.events import EventLog
 from vtx.machine.exit import Exit
 from vtx.machine.exit_information import ExitInformation
@@ -30,6 +30,7 @@ from vtx.machine.processor import Processor
 from vtx.machine.program import Cursor, Program
 from vtx.machine.registers import Interruptibility, Registers, Rflags, TableRegister
 from vtx.machine.shape import Shape
+from vtx.machine.snapshot import Snapshot
 from vtx.machine.vmcs import Vmcs
 from vtx.nonroot.quick import QuickPath, learn
 from vtx.rules import (
@@ -131,6 +132,26 @@ class Machine:
             self.guest = image.GuestImage(self.memory, room, guest_base=guest_base)
             self.guest.install()
         return self.guest
+
+    def snapshot(self) -> Snapshot:
+        """Return the machine's state: processors, VMCSs, memory, counts.
+
+        Raises
+        ------
+        UsageError
+            A processor is in VMX non-root operation.
+        """
+        return snapshot.take(self)
+
+    def restore(self, state: Snapshot) -> None:
+        """Make the machine what it was at a snapshot; cached translations are forgotten.
+
+        Raises
+        ------
+        UsageError
+            The snapshot is of a machine with another number of processors.
+        """
+        snapshot.restore(self, state)
 
     def __enter__(self) -> Self:
         return self

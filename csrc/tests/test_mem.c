@@ -39,6 +39,22 @@ static void sparse(void) {
     vtx_memory_free(NULL);
 }
 
+static void touched_frames(void) {
+    vtx_memory *memory = vtx_memory_new(1ull << 30, 1);
+    REQUIRE(memory);
+    uint64_t frames[2] = {0, 0};
+    CHECK(vtx_memory_pages(memory, frames, 2) == 0);
+    uint8_t *base = vtx_memory_base(memory);
+    base[0x5fff] = 1;
+    base[0x40000000 - 1] = 2;
+    base[0x7000] = 0; /* touched, and still 0 */
+    CHECK(vtx_memory_pages(memory, frames, 1) == 2);
+    CHECK(frames[0] == 0x5000 && frames[1] == 0);
+    CHECK(vtx_memory_pages(memory, frames, 2) == 2);
+    CHECK(frames[1] == 0x40000000 - 4096);
+    vtx_memory_free(memory);
+}
+
 static void impossible(void) {
     CHECK(vtx_memory_new(0, 0) == NULL);
     CHECK(vtx_memory_new(UINT64_MAX, 1) == NULL);
@@ -48,6 +64,7 @@ static void impossible(void) {
 int main(void) {
     bounds();
     sparse();
+    touched_frames();
     impossible();
     return outcome();
 }

@@ -112,6 +112,19 @@ class EventLog:
         self.exit_count += 1
         self.exits.append(record)
 
+    def copy(self) -> EventLog:
+        """Return a log of equal content."""
+        twin = EventLog(self.exits.maxlen or 0)
+        twin.replace(self)
+        return twin
+
+    def replace(self, other: EventLog) -> None:
+        """Make this log one of `other`'s content; whoever holds it sees the change."""
+        self.counts = {reason: list(row) for reason, row in other.counts.items()}
+        self.exits = other.exits.copy()
+        self.exit_count = other.exit_count
+        self.handle(other.reason)
+
     def total(self, event: Event) -> int:
         """Return how often `event` happened in all."""
         return sum(row[event] for row in self.counts.values())

@@ -177,6 +177,14 @@ class Memory:
         if lib.vtx_memory_clear(self._handle):
             raise NotSupported(f"the system cannot clear the memory: {os.strerror(ffi.errno)}")
 
+    def frames_in_use(self) -> list[int]:
+        """Return the addresses of all 4-KByte frames that hold anything but 0, lowest first."""
+        self._check(0, 0)
+        room = lib.vtx_memory_pages(self._handle, ffi.NULL, 0)
+        addresses = ffi.new("uint64_t[]", room)
+        lib.vtx_memory_pages(self._handle, addresses, room)
+        return list(addresses)
+
     @property
     def resident_bytes(self) -> int:
         """Bytes that the system really spends on this memory (whole pages)."""

@@ -69,6 +69,14 @@ class FrameAllocator:
             raise InputError(f"frame {frame:#x} is not one that this allocator handed out")
         self._freed.append(frame)
 
+    def state(self) -> tuple[int, tuple[int, ...]]:
+        """Return which frames are handed out, for :meth:`restore`."""
+        return self._next, tuple(self._freed)
+
+    def restore(self, state: tuple[int, tuple[int, ...]]) -> None:
+        """Make the frames that were handed out at :meth:`state` those that are handed out."""
+        self._next, self._freed = state[0], list(state[1])
+
     @property
     def used(self) -> int:
         """Bytes handed out and not taken back, alignment gaps aside."""
