@@ -10,6 +10,7 @@ Bitmap Addresses", "Controls for APIC Virtualization".
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, MutableSet
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
@@ -31,6 +32,7 @@ _PORTS: Final = 1 << 16
 _PORTS_A_BITMAP: Final = 1 << 15
 _MSRS_A_BITMAP: Final = 1 << 13
 _HIGH_MSRS: Final = 0xC000_0000
+_BITMAP_MSRS: Final = (range(_MSRS_A_BITMAP), range(_HIGH_MSRS, _HIGH_MSRS + _MSRS_A_BITMAP))
 _BYTES_OF_LOW_MSRS: Final = 1024
 _WRITES_FROM: Final = 2048
 _ENCODINGS: Final = 1 << 15
@@ -71,10 +73,14 @@ class _Vmcs:
             return False
         return bool(self.read(field) & control)
 
-    def turn_on(self, field: Field, control: IntEnum) -> None:
+    def require(self, control: IntEnum) -> None:
+        """Raise NotSupported if the CPU does not have a control."""
         if not self.processor.shape.supports(control):
             name = self.processor.shape.name
             raise NotSupported(f"{name} has no control {control.name.lower().replace('_', ' ')}")
+
+    def turn_on(self, field: Field, control: IntEnum) -> None:
+        self.require(control)
         if field == Field.SECONDARY_PROCESSOR_BASED_CONTROLS:
             self.turn_on(Field.PRIMARY_PROCESSOR_BASED_CONTROLS, Proc1.ACTIVATE_SECONDARY_CONTROLS)
         word = self.read(field)
@@ -204,6 +210,7 @@ class _PageSet(_NumberSet):
 
     def _begin(self) -> None:
         """Make empty bitmaps and use them from now on."""
+        self._vmcs.require(self._control)
         for field in self._addresses:
             self._vmcs.write(field, self._vmcs.new_page())
         self._vmcs.turn_on(self._field, self._control)
@@ -253,13 +260,11 @@ class _Msrs(_PageSet):
 
     def _number(self, element: Any) -> int:
         number = int(find_msr(element)) if isinstance(element, str) else element
-        if not isinstance(number, int) or number & ~_HIGH_MSRS >= _MSRS_A_BITMAP:
+        if not isinstance(number, int) or not any(number in msrs for msrs in _BITMAP_MSRS):
             raise InputError(
                 f"{element!r} is no MSR that a bitmap has a bit for",
                 hint="0 to 0x1fff and 0xc0000000 to 0xc0001fff; all others exit always",
             )
-        if number & _HIGH_MSRS not in (0, _HIGH_MSRS):
-            raise InputError(f"MSR {number:#x} has no bit in a bitmap: it exits always")
         return int(number)
 
     def _place(self, number: int) -> tuple[int, int]:
@@ -267,8 +272,7 @@ class _Msrs(_PageSet):
         return 0, 8 * start + (number & (_MSRS_A_BITMAP - 1))
 
     def _numbers(self) -> Iterable[int]:
-        yield from range(_MSRS_A_BITMAP)
-        yield from range(_HIGH_MSRS, _HIGH_MSRS + _MSRS_A_BITMAP)
+        return itertools.chain(*_BITMAP_MSRS)
 
     def clear(self) -> None:
         """Let no access of this direction exit; the other direction stays as it is."""
@@ -307,6 +311,7 @@ class _Shadowed(_PageSet):
 
     def _begin(self) -> None:
         """Both bitmaps belong to one control: the other instruction goes on exiting always."""
+        self._vmcs.require(self._control)
         for field in (Field.VMREAD_BITMAP_ADDRESS, Field.VMWRITE_BITMAP_ADDRESS):
             self._vmcs.write(field, self._vmcs.new_page(0 if field in self._addresses else 0xFF))
         self._vmcs.turn_on(self._field, self._control)
