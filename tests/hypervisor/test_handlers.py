@@ -511,6 +511,43 @@ def test_ldtr_and_tr_are_loaded_from_the_gdt():
     assert done.vmcs[Field.GUEST_LDTR_ACCESS_RIGHTS] >> 16 & 1
 
 
+@pytest.mark.parametrize("emulated", [False, True])
+def test_ltr_by_the_vmm_is_as_by_the_processor(emulated):
+    """The TSS of 16 bytes of the GDT is busy then, so that a second LTR raises #GP."""
+    header = "ept: off\nhandlers:\n  13: |\n    pop r12\n    vmcall\n    iret\n"
+    header += "expect: {memory: {0x100040: 0x12008b5678900067}}\n"
+    header += "controls: {descriptor_table_exiting: %s}" % ("on" if emulated else "off")
+    steps = """
+        sgdt [0x6000]
+        store 0x6000 value=0x4f size=2
+        lgdt [0x6000]
+        store 0xffff888000100040 value=0x1200895678900067 size=8
+        store 0xffff888000100048 value=0xffff8880 size=8
+        lldt ax value=0
+        ltr bx value=0x40
+        str ecx
+        ltr bx value=0x40
+        nop
+        """
+    done = run(steps, header, vmm=stopping_at_vmcall())
+    assert done.holds, done.results
+    assert done.registers["r12"] == 0x40
+    assert done.vmcs[Field.GUEST_TR_BASE] == 0xFFFF888012567890
+    assert done.vmcs[Field.GUEST_TR_LIMIT] == 0x67
+    assert done.vmcs[Field.GUEST_TR_ACCESS_RIGHTS] == 0x8B
+    assert done.vmcs[Field.GUEST_LDTR_ACCESS_RIGHTS] >> 16 & 1
+
+
+def stopping_at_vmcall():
+    vmm = vtx.Vmm()
+
+    @vmm.on(Why.VMCALL)
+    def vmcall(cpu, exit):
+        vmm.stop("halted", "")
+
+    return vmm
+
+
 # ---- Events -------------------------------------------------------------------------------------
 
 COUNTING = "handlers:\n  0x21: |\n    push r12\n    pop r12\n    mov r12, 0x21\n    iret\n"

@@ -20,7 +20,6 @@ from vtx.machine.registers import (
     TableRegister,
 )
 from vtx.rules.delivery_segments import (
-    Descriptor,
     mark_accessed,
     read_descriptor,
     real_mode_segment,
@@ -29,8 +28,9 @@ from vtx.rules.execution_context import is_linear_address
 from vtx.rules.execution_memory import access, read, write
 from vtx.rules.execution_msrs import set_edx_eax
 from vtx.rules.execution_registers import put, put_sized
-from vtx.rules.exiting_faults import ENABLED_BY, GP, NM, NP, SS, UD
+from vtx.rules.exiting_faults import ENABLED_BY, GP, NM, SS, UD
 from vtx.rules.exiting_information import operand_address, register
+from vtx.rules.system_segments import Gdt, ldt_segment, tss_segment
 
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["EFFECTS"]
 
 _STATUS = Rflags.CF | Rflags.PF | Rflags.AF | Rflags.ZF | Rflags.SF | Rflags.OF
-_LDT, _AVAILABLE_TSS, _BUSY_TSS = 2, 9, 11
 _INVPCID_ADDRESS, _INVPCID_CONTEXT, _INVPCID_LAST = 0, 1, 3
 _XSAVE_HEADER = 512
 _COMPACTED = 1 << 63
@@ -97,51 +96,29 @@ def _selector(processor: Processor, instruction: Instruction) -> int:
     return register(processor.regs, operands["source"]) & 0xFFFF
 
 
-def _system_segment(processor: Processor, descriptor: Descriptor, selector: int) -> Segment:
-    """Return LDTR or TR from its descriptor, of 16 bytes in IA-32e mode."""
-    segment = descriptor.segment(selector)
-    if not processor.regs.in_ia32e_mode:
-        return segment
-    raw = read(processor, descriptor.address + 8, 8, supervisor=True)
-    high = int.from_bytes(raw, "little")
-    base = segment.base | (high & MASK32) << 32
-    if high >> 40 & 0x1F or not is_canonical(base, processor.shape.linear_bits):
-        raise GuestFault(GP, selector & ~3, f"selector {selector:#x}: malformed descriptor")
-    return segment._replace(base=base)
+def _gdt(processor: Processor) -> Gdt:
+    """Return the guest's GDT, read as the processor reads it."""
+    regs = processor.regs
+    base = regs.gdtr.base
+
+    def read_table(offset: int, size: int) -> bytes:
+        return read(processor, base + offset, size, supervisor=True)
+
+    return Gdt(regs.gdtr.limit, regs.in_ia32e_mode, processor.shape.linear_bits, read_table)
 
 
 def lldt(processor: Processor, instruction: Instruction) -> None:
     """LLDT."""
-    selector = _selector(processor, instruction)
-    error = selector & ~3
-    if not error:
-        processor.regs.ldtr = Segment(selector)
-        return
-    if selector & 4:
-        raise GuestFault(GP, error, "LLDT of a selector of the LDT")
-    descriptor = read_descriptor(processor, selector, GP, 0)
-    if descriptor.value >> 40 & 0x1F != _LDT:
-        raise GuestFault(GP, error, f"selector {selector:#x} names no LDT")
-    if not bit(descriptor.value, 47):
-        raise GuestFault(NP, error, f"the LDT {selector:#x} is not present")
-    processor.regs.ldtr = _system_segment(processor, descriptor, selector)
+    processor.regs.ldtr = ldt_segment(_gdt(processor), _selector(processor, instruction))
 
 
 def ltr(processor: Processor, instruction: Instruction) -> None:
     """LTR: marks the TSS busy in its descriptor."""
     selector = _selector(processor, instruction)
-    error = selector & ~3
-    if not error or selector & 4:
-        raise GuestFault(GP, error, "LTR of a null selector or one of the LDT")
-    descriptor = read_descriptor(processor, selector, GP, 0)
-    if descriptor.value >> 40 & 0x1F != _AVAILABLE_TSS:
-        raise GuestFault(GP, error, f"selector {selector:#x} names no available TSS")
-    if not bit(descriptor.value, 47):
-        raise GuestFault(NP, error, f"the TSS {selector:#x} is not present")
-    tss = _system_segment(processor, descriptor, selector)
-    rights = tss.access_rights & ~0xF | _BUSY_TSS
-    write(processor, descriptor.address + 5, bytes([rights & 0xFF]), supervisor=True)
-    processor.regs.tr = tss._replace(access_rights=rights)
+    tss = tss_segment(_gdt(processor), selector)
+    place = processor.regs.gdtr.base + (selector & ~7) + 5
+    write(processor, place, bytes([tss.access_rights & 0xFF]), supervisor=True)
+    processor.regs.tr = tss
 
 
 def mov_to_ss(processor: Processor, instruction: Instruction) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vtx.bits import MASK64, bits
+from vtx.bits import MASK64, bits, is_canonical
+from vtx.errors import GuestFault
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
 from vtx.facts.instructions import GENERAL_REGISTERS
 from vtx.hypervisor.emulation.linear import LinearMemory
 from vtx.hypervisor.vmm import on
-from vtx.machine.registers import UNUSABLE
+from vtx.machine.registers import Efer
+from vtx.rules.system_segments import Gdt, ldt_segment, tss_segment
 
 if TYPE_CHECKING:
     from vtx.cpu import Cpu
@@ -20,8 +22,8 @@ __all__ = ["DescriptorTables"]
 
 _NAMES = ("GDTR", "IDTR")
 _SELECTORS = (Field.GUEST_LDTR_SELECTOR, Field.GUEST_TR_SELECTOR)
-_PRESENT, _SYSTEM_TYPE_LDT, _SYSTEM_TYPE_TSS, _BUSY = 0x80, 0x2, 0x9, 0x2
-_GRANULARITY = 1 << 15
+#: Instruction identity of LLDT.
+_LLDT = 2
 
 
 class DescriptorTables(LinearMemory):
@@ -29,17 +31,22 @@ class DescriptorTables(LinearMemory):
 
     @on(ExitReason.GDTR_IDTR_ACCESS)
     def gdtr_idtr_access(self, cpu: Cpu, exit: Exit) -> None:
-        """Load or store GDTR or IDTR: a 16-bit limit and a 64-bit base in memory."""
+        """Load or store GDTR or IDTR: a 16-bit limit and a base in memory.
+
+        The base has 64 bits in 64-bit mode, else 32.
+        """
         identity = bits(exit.instruction_information, 29, 28)
         name = _NAMES[identity & 1]
         base, limit = Field[f"GUEST_{name}_BASE"], Field[f"GUEST_{name}_LIMIT"]
         address = self.operand_address(cpu, exit)
+        size = 10 if self._in_64bit_mode(cpu) else 6
         if identity < 2:
             content = cpu.vmread(limit) & 0xFFFF | cpu.vmread(base) << 16
-            self.write_guest(cpu, address, content.to_bytes(10, "little"))
+            content &= (1 << 8 * size) - 1
+            self.write_guest(cpu, address, content.to_bytes(size, "little"))
         else:
-            content = int.from_bytes(self.read_guest(cpu, address, 10), "little")
-            if not _canonical(content >> 16, cpu.shape.linear_bits):
+            content = int.from_bytes(self.read_guest(cpu, address, size), "little")
+            if not is_canonical(content >> 16, cpu.shape.linear_bits):
                 self.general_protection(cpu)
                 return
             cpu.vmwrite(limit, content & 0xFFFF)
@@ -67,63 +74,26 @@ class DescriptorTables(LinearMemory):
             selector = int.from_bytes(
                 self.read_guest(cpu, self.operand_address(cpu, exit), 2), "little"
             )
-        fault = self._load_ldtr(cpu, selector) if identity == 2 else self._load_tr(cpu, selector)
-        if fault is None:
-            cpu.skip(exit)
+        try:
+            self._load_system(cpu, "LDTR" if identity == _LLDT else "TR", selector)
+        except GuestFault as fault:
+            self.raise_exception(cpu, fault.vector, fault.error_code)
         else:
-            self.raise_exception(cpu, fault, selector & ~3)
+            cpu.skip(exit)
 
-    def _descriptor(self, cpu: Cpu, selector: int) -> int | None:
-        """Return a 16-byte descriptor from the GDT; None if the selector is not in it."""
-        limit = cpu.vmread(Field.GUEST_GDTR_LIMIT)
-        if selector & 4 or (selector | 7) + 8 > limit:
-            return None
-        address = cpu.vmread(Field.GUEST_GDTR_BASE) + (selector & ~7) & MASK64
-        return int.from_bytes(self.read_guest(cpu, address, 16), "little")
+    def _load_system(self, cpu: Cpu, name: str, selector: int) -> None:
+        """Load LDTR, or TR, and mark its TSS busy (raises as the instruction)."""
+        table = cpu.vmread(Field.GUEST_GDTR_BASE)
 
-    def _load_ldtr(self, cpu: Cpu, selector: int) -> int | None:
-        """Load LDTR; return the vector of the fault if that cannot be done."""
-        if not selector & ~3:
-            cpu.vmwrite(Field.GUEST_LDTR_SELECTOR, selector)
-            cpu.vmwrite(Field.GUEST_LDTR_ACCESS_RIGHTS, UNUSABLE)
-            return None
-        return self._load_system(cpu, "LDTR", selector, _SYSTEM_TYPE_LDT)
+        def read_table(offset: int, size: int) -> bytes:
+            return self.read_guest(cpu, table + offset & MASK64, size)
 
-    def _load_tr(self, cpu: Cpu, selector: int) -> int | None:
-        """Load TR and mark its TSS busy; return the vector of the fault if that cannot be done."""
-        if not selector & ~3:
-            return 13
-        fault = self._load_system(cpu, "TR", selector, _SYSTEM_TYPE_TSS)
-        if fault is None:
-            address = cpu.vmread(Field.GUEST_GDTR_BASE) + (selector & ~7) + 5 & MASK64
-            rights = self.read_guest(cpu, address, 1)[0]
-            self.write_guest(cpu, address, bytes([rights | _BUSY]))
-            cpu.vmwrite(
-                Field.GUEST_TR_ACCESS_RIGHTS, cpu.vmread(Field.GUEST_TR_ACCESS_RIGHTS) | _BUSY
-            )
-        return fault
-
-    def _load_system(self, cpu: Cpu, name: str, selector: int, kind: int) -> int | None:
-        descriptor = self._descriptor(cpu, selector)
-        if descriptor is None or descriptor >> 40 & 0x1F != kind:
-            return 13
-        rights = descriptor >> 40 & 0xF0FF
-        if not rights & _PRESENT:
-            return 11
-        limit = descriptor & 0xFFFF | descriptor >> 32 & 0xF_0000
-        if rights & _GRANULARITY:
-            limit = limit << 12 | 0xFFF
-        base = descriptor >> 16 & 0xFF_FFFF | (descriptor >> 56 & 0xFF_FFFF_FFFF) << 24
-        for part, value in (
-            ("SELECTOR", selector),
-            ("BASE", base),
-            ("LIMIT", limit),
-            ("ACCESS_RIGHTS", rights & ~0xF00),
-        ):
+        wide = bool(self.guest_efer(cpu) & Efer.LMA)
+        gdt = Gdt(cpu.vmread(Field.GUEST_GDTR_LIMIT), wide, cpu.shape.linear_bits, read_table)
+        segment = (ldt_segment if name == "LDTR" else tss_segment)(gdt, selector)
+        if name == "TR":
+            place = table + (selector & ~7) + 5 & MASK64
+            self.write_guest(cpu, place, bytes([segment.access_rights & 0xFF]))
+        parts = ("SELECTOR", "BASE", "LIMIT", "ACCESS_RIGHTS")
+        for part, value in zip(parts, segment, strict=True):
             cpu.vmwrite(Field[f"GUEST_{name}_{part}"], value)
-        return None
-
-
-def _canonical(address: int, linear_bits: int) -> bool:
-    top = address >> (linear_bits - 1)
-    return top in (0, (1 << (65 - linear_bits)) - 1)
