@@ -283,3 +283,17 @@ int vtx_tally_percentiles(const vtx_tally *all, uint32_t which, const uint64_t *
     durations_free(&whole);
     return done;
 }
+
+int vtx_tally_below(const vtx_tally *all, uint32_t which, uint64_t index, uint64_t limit,
+                    uint64_t *count, uint64_t *total) {
+    *count = *total = 0;
+    if (index >= vtx_tally_count(all, which))
+        return 0;
+    const durations *times = &all->tables[which].entries[index].times;
+    for (uint32_t at = 0; at < times->capacity; at++)
+        if (times->values[at] && times->values[at] - 1 < limit) {
+            *count += times->counts[at];
+            *total += times->counts[at] * (times->values[at] - 1);
+        }
+    return 1;
+}

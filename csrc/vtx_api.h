@@ -420,6 +420,9 @@ int vtx_tally_at(const vtx_tally *all, uint32_t table, uint64_t index, vtx_tally
 int vtx_tally_percentiles(const vtx_tally *all, uint32_t table, const uint64_t *indices,
                           uint64_t count, const uint32_t *percents, uint64_t wanted, uint64_t *out,
                           uint32_t *bits);
+/* How many exits of a tally took less than `limit`, and how long together. 0: no such tally. */
+int vtx_tally_below(const vtx_tally *all, uint32_t table, uint64_t index, uint64_t limit,
+                    uint64_t *count, uint64_t *total);
 
 /* ---- Reference streams (streams.c) --------------------------------------------------------- */
 

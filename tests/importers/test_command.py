@@ -149,7 +149,9 @@ def test_a_clock_that_goes_backwards_is_told(tmp_path: Path) -> None:
     )
     document = report(path)
     assert document["rows"][0]["time_ns"] is None
-    assert "The clock went backwards between 1 exits" in " ".join(document["warnings"])
+    assert "The clock went backwards between exit and entry: 1 exit has" in " ".join(
+        document["warnings"]
+    )
 
 
 @pytest.mark.parametrize(

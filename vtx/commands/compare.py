@@ -15,6 +15,7 @@ from vtx.errors import InputError
 
 if TYPE_CHECKING:
     from vtx.hypervisor.run import Run
+    from vtx.hypervisor.trace import Trace
     from vtx.lab.compare import Comparison
     from vtx.lab.ledger import Counted
     from vtx.lab.profile import Profile
@@ -46,10 +47,31 @@ class Compare(Command):
             metavar="P",
             help="profile that the others are compared with (default: the first with figures)",
         )
+        recorded = parser.add_argument_group("recorded VM exits")
+        recorded.add_argument(
+            "--recorded-on", metavar="P", help="profile of the CPU that the trace was recorded on"
+        )
+        recorded.add_argument(
+            "--what-if",
+            metavar="CHANGE",
+            action="append",
+            default=[],
+            help="no-exit:REASON[:DETAIL], ept-pages=2M|1G, posted-interrupts=on, "
+            "vmcs-shadowing=on or vpid=off; may be given several times",
+        )
         add_output_arguments(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Run the trace and print the comparison."""
+        """Run the trace, or price the recording, and print the comparison."""
+        from vtx.commands.compare_exits import opened
+
+        with opened(args) as compared:
+            if compared.recording:
+                return compared.run()
+            return self._replayed(args, compared.trace)
+
+    def _replayed(self, args: argparse.Namespace, given: Trace | None) -> int:
+        """Run a trace on every shape."""
         from vtx.hypervisor.replay import replay
         from vtx.lab.compare import compare
         from vtx.lab.profile import load_profiles
@@ -57,7 +79,7 @@ class Compare(Command):
 
         output = Output(args)
         profiles = load_profiles(args.profiles)
-        trace = read_trace(args.trace)
+        trace = read_trace(args.trace) if given is None else given
         vmm = load_handlers(args.handlers)
         runs: dict[str, Run] = {}
         with Progress("running") as progress, blame_handlers(args.handlers):

@@ -11,11 +11,11 @@ from vtx.errors import InputError
 if TYPE_CHECKING:
     from vtx.hypervisor.trace import Trace
 
-__all__ = ["DEFAULT_PROFILE", "add_trace_arguments", "read_trace"]
+__all__ = ["DEFAULT_PROFILE", "MOST_BYTES", "add_trace_arguments", "parse_bytes", "read_trace"]
 
 #: The CPU on which a trace runs if neither the command nor the trace names one.
 DEFAULT_PROFILE = "skylake_sp"
-_MOST_BYTES = 64 << 20
+MOST_BYTES = 64 << 20
 
 
 def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_trace(name: str) -> Trace:
     """Read the trace that a command names."""
-    from vtx.hypervisor.trace import load_trace, parse_trace
+    from vtx.hypervisor.trace import load_trace
 
     if not name:
         raise InputError("the name of the trace file is empty", hint="- is standard input")
@@ -36,8 +36,14 @@ def read_trace(name: str) -> Trace:
         return load_trace(name)
     if sys.stdin is None:
         raise InputError("standard input is closed")
-    data = sys.stdin.buffer.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
+    return parse_bytes(sys.stdin.buffer.read(MOST_BYTES + 1))
+
+
+def parse_bytes(data: bytes) -> Trace:
+    """Read the trace that came through standard input."""
+    from vtx.hypervisor.trace import parse_trace
+
+    if len(data) > MOST_BYTES:
         raise InputError("the trace is too long", file="<stdin>")
     try:
         text = data.decode("utf-8")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vtx.facts.exits import ExitReason
 from vtx.lab.exit_rows import PERCENTILES, ExitRow, Lines, Tally, Times, VcpuRow
 from vtx.lab.exit_watch import SingleExit, Slow, Storm
+from vtx.lab.report import counted
 from vtx.lab.table import Column, Table
 
 __all__ = ["SCHEMA", "ExitReport", "compare_tables", "csv_rows"]
@@ -42,6 +43,11 @@ class ExitReport:
         The views that were asked for.
     than_ns : int, optional
         What `longer` are longer than.
+    flags : int
+        What is known of at least one exit: bits of :class:`vtx.machine.exit_scanner.ExitFlag`.
+    below : callable, optional
+        Tells of the exits of a reason how many took less than some nanoseconds, and how long
+        together; None for a report, which has no single exits.
     """
 
     name: str
@@ -60,6 +66,8 @@ class ExitReport:
     longer: Sequence[SingleExit] = ()
     longer_counts: Mapping[str, int] = field(default_factory=dict)
     storms: Sequence[Storm] = ()
+    flags: int = 0
+    below: Callable[[str, int], tuple[int, int]] | None = None
 
     @property
     def span_ns(self) -> int | None:
@@ -184,7 +192,7 @@ class ExitReport:
             f"{count:,} {reason}"
             for reason, count in sorted(self.longer_counts.items(), key=lambda item: -item[1])
         )
-        title = f"{counts:,} exits longer than {_microseconds(self.than_ns)} us"
+        title = f"{counted(counts, 'exit')} longer than {_microseconds(self.than_ns)} us"
         rows = [_single_cells(exit) for exit in self.longer[:20]]
         remarks = [by_reason] if by_reason else []
         return Table(title, _SINGLE_COLUMNS, rows, remarks)
@@ -312,7 +320,8 @@ def _exit_table(title: str, rows: Sequence[ExitRow], whole: Tally, details: int)
         )
         unknown = whole.samples - whole.times.samples
         if unknown:
-            remarks.append(f"{unknown:,} exits count as samples, but their duration is unknown.")
+            verb = "counts as a sample" if unknown == 1 else "count as samples"
+            remarks.append(f"{counted(unknown, 'exit')} {verb}, but the duration is unknown.")
     return Table(title, _EXIT_COLUMNS, lines, remarks)
 
 
@@ -375,7 +384,7 @@ def _storms_table(storms: Sequence[Storm]) -> Table:
         rows.append([f"{storm.samples:,}", f"{storm.line:,}", *cells[3:]])
     remarks = ["The same exit at the same instruction again and again."]
     if len(storms) > len(rows):
-        remarks.append(f"{len(storms) - len(rows):,} shorter ones are left out.")
+        remarks.append(f"Left out: {len(storms) - len(rows):,} shorter.")
     return Table("Storms", columns, rows, remarks)
 
 

@@ -12,6 +12,12 @@ __all__ = ["PERCENTILES", "ExitRow", "Lines", "Tally", "Times", "VcpuRow"]
 PERCENTILES = (50, 90, 99)
 
 
+def _words(key: str, count: int) -> str:
+    """Return why lines were skipped, in words; what is a noun gets its plural."""
+    plural = "s" if count != 1 and key in ("comment", "other_event", "lost_events_note") else ""
+    return key.replace("_", " ") + plural
+
+
 @dataclass(frozen=True)
 class Lines:
     """What became of the lines of a trace.
@@ -32,9 +38,9 @@ class Lines:
 
     def __str__(self) -> str:
         """Return the closing line of a report."""
-        text = f"{self.read:,} lines read, {self.used:,} used"
+        text = f"{self.read:,} {'line' if self.read == 1 else 'lines'} read, {self.used:,} used"
         if self.skipped:
-            why = ", ".join(f"{n:,} {key.replace('_', ' ')}" for key, n in self.skipped.items())
+            why = ", ".join(f"{n:,} {_words(key, n)}" for key, n in self.skipped.items())
             text += f", {sum(self.skipped.values()):,} skipped ({why})"
         return text
 

@@ -120,6 +120,18 @@ class ExitStatistics:
             )
         return sorted(rows, key=lambda row: _weight(row.tally), reverse=True)
 
+    def below(self, reason: str, limit_ns: int) -> tuple[int, int]:
+        """Return how many exits of a row took less than `limit_ns`, and how long together."""
+        for index, entry in enumerate(self._tally.entries(TallyTable.ROWS)):
+            if self._labels[entry.key] == reason:
+                return self._tally.below(TallyTable.ROWS, index, limit_ns)
+        return 0, 0
+
+    @property
+    def flags(self) -> int:
+        """What is known of at least one exit: bits of :class:`ExitFlag`."""
+        return int(self._tally.summary.flags)
+
     def _parts(
         self, group: int, parts: Sequence[tuple[int, TallyEntry]]
     ) -> tuple[dict[str, Tally], dict[str, Tally]]:

@@ -182,6 +182,13 @@ class ExitTally:
         values = dict(zip(percents, map(int, out), strict=True)) if state == 2 else {}
         return Percentiles(values, 0.0 if bits[0] == _EXACT else 2.0 ** -bits[0])
 
+    def below(self, table: TallyTable, index: int, limit_ns: int) -> tuple[int, int]:
+        """Return how many exits of a tally took less than `limit_ns`, and how long together."""
+        count, total = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        if not lib.vtx_tally_below(self._handle, table, index, limit_ns, count, total):
+            raise IndexError(f"table {table.name} has no tally {index}")
+        return int(count[0]), int(total[0])
+
 
 def subject_of(record: Any, subject: Subject) -> int:
     """Return what one exit was about: kind in bits 51:48, value in bits 47:1; 0 if not known."""

@@ -13,8 +13,9 @@ from vtx.lab.exit_report import ExitReport
 from vtx.lab.exit_rows import Tally
 from vtx.lab.exit_watch import ExitWatch
 from vtx.lab.exits import ExitStatistics
+from vtx.lab.report import counted
 
-__all__ = ["Views", "read_report"]
+__all__ = ["Views", "read_report", "report_of"]
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,21 @@ def read_report(
     UsageError
         A report has no single exits, so no view of them can be had.
     """
-    views = views or Views()
     with open_source(name) as source:
-        if is_stat_report(source.peek()):
-            if views.per_vcpu or views.slice_ns or views.than_ns is not None:
-                raise UsageError(
-                    f"{source.name} is a report of perf kvm stat: it has no single exits to look at"
-                )
-            return _stat_report(source)
-        return _trace_report(source, views, progress)
+        return report_of(source, views or Views(), progress)
+
+
+def report_of(
+    source: Source, views: Views, progress: Callable[[int, int], None] | None = None
+) -> ExitReport:
+    """Read a source that is open; otherwise as :func:`read_report`."""
+    if is_stat_report(source.peek()):
+        if views.per_vcpu or views.slice_ns or views.than_ns is not None:
+            raise UsageError(
+                f"{source.name} is a report of perf kvm stat: it has no single exits to look at"
+            )
+        return _stat_report(source)
+    return _trace_report(source, views, progress)
 
 
 def _trace_report(
@@ -103,32 +110,38 @@ def _trace_report(
         longer=watch.longer,
         longer_counts=watch.longer_counts,
         storms=watch.storms(),
+        flags=statistics.flags,
+        below=statistics.below,
     )
+
+
+def _have(count: int) -> str:
+    return "has" if count == 1 else "have"
 
 
 def _warnings(reader: ExitReader) -> list[str]:
     counts = reader.scanner.counts()
     found = []
-    if counts["lost_events"]:
-        found.append(f"The tracer lost {counts['lost_events']:,} events: exits are missing.")
-    if counts["backwards"]:
+    lost, backwards, bare = counts["lost_events"], counts["backwards"], counts["bare"]
+    if lost:
+        found.append(f"The tracer lost {counted(lost, 'event')}: exits are missing.")
+    if backwards:
         found.append(
-            f"The clock went backwards between {counts['backwards']:,} exits and their entries: "
-            "these have no duration."
+            f"The clock went backwards between exit and entry: {counted(backwards, 'exit')} "
+            f"{_have(backwards)} no duration."
         )
     if counts["ticks"]:
         found.append(
-            f"{counts['ticks']:,} stamps are ticks of a clock without unit, not seconds: "
-            "no time is taken from them."
+            f"{counted(counts['ticks'], 'stamp')} in ticks of a clock without unit: no time is "
+            "taken from them."
         )
     elif counts["untimed"]:
-        found.append(f"{counts['untimed']:,} exits have no time stamp.")
-    if counts["bare"]:
-        found.append(
-            f"{counts['bare']:,} exits name no thread: vCPUs are told apart by number or processor."
-        )
+        untimed = counts["untimed"]
+        found.append(f"{counted(untimed, 'exit')} {_have(untimed)} no time stamp.")
+    if bare:
+        found.append(f"{counted(bare, 'exit')} without a thread: vCPUs go by number or processor.")
     if counts["joined"]:
-        found.append(f"{counts['joined']:,} lines continue the line before and were joined.")
+        found.append(f"{counted(counts['joined'], 'line')} joined to the line before.")
     if 0 < counts["fraction_digits"] < 9:
         unit = {3: "1 ms", 6: "1 us"}.get(counts["fraction_digits"])
         found.append(f"Stamps have {unit or 'a'} resolution; shorter times read 0.")

@@ -10,7 +10,7 @@ from vtx.hypervisor.importers.source import Source
 from vtx.lab.exit_reasons import is_amd, reason_number
 from vtx.lab.exit_rows import ExitRow, Lines, Tally, Times
 
-__all__ = ["StatTable", "is_stat_report", "read_stat_report"]
+__all__ = ["StatTable", "is_recording", "is_stat_report", "read_stat_report"]
 
 _MOST_BYTES = 16 << 20
 _ROW = re.compile(
@@ -25,6 +25,9 @@ _UNKNOWN = re.compile(r"unknown kvm exit code:\s*(\d+)")
 _HEADER = re.compile(r"(VM-EXIT\b.*|Time\s+Avg time|Avg time|Time%?\s.*Avg time)\s*$")
 _MARK = re.compile(rb"\(\s*\+-\s*[\d.]+%\s*\)|VM-EXIT\s+Samples")
 _TRACED = re.compile(rb"kvm_(exit|entry): |\] ?[\d. ]*\S* d\d+v\d+ vm(exit|entry)")
+#: A trace to be run is YAML that begins with the version of its layout.
+_RUNNABLE = re.compile(rb"^schema:\s*\d", re.MULTILINE)
+_RECORDED = re.compile(rb"\bkvm_(exit|entry|nested_vmexit):|\bd\d+v\d+ vm(exit|entry)\b")
 _QUOTING = re.compile(r"^(?:\s*>)+")
 _WRAPS = 3
 
@@ -57,6 +60,13 @@ class StatTable:
 def is_stat_report(head: bytes) -> bool:
     """Whether a file that starts so is a report of ``perf kvm stat`` and no trace."""
     return _MARK.search(head) is not None and _TRACED.search(head) is None
+
+
+def is_recording(head: bytes) -> bool:
+    """Whether a file that starts so is a recording of VM exits, and no trace to be run."""
+    return _RUNNABLE.search(head) is None and (
+        is_stat_report(head) or _RECORDED.search(head) is not None
+    )
 
 
 class _Reader:
