@@ -482,3 +482,89 @@ const vtx_stream_counts *vtx_scanner_counted(const vtx_scanner *scanner);
 /* The first record that is no reference (a fetch of no bytes, or more than 4096 bytes); `count` if
  * all are. The references are added to kinds[4], unless it is NULL. */
 uint64_t vtx_stream_check(const uint64_t *records, uint64_t count, uint64_t *kinds);
+
+/* ---- TLBs by geometry (tlbsim.c) ----------------------------------------------------------- */
+
+enum vtx_sim_limits {
+    VTX_SIM_ARRAYS = 32,
+    VTX_SIM_SLOTS = 16, /* levels as they are named: l1i, l1d, l2 and so on */
+    VTX_SIM_LEVELS = 4,
+    VTX_SIM_RANGES = 64,
+    VTX_SIM_WAYS = 4096
+};
+
+enum vtx_sim_replacement { VTX_SIM_LRU = 0, VTX_SIM_TREE_PLRU = 1, VTX_SIM_RANDOM = 2 };
+enum vtx_sim_index { VTX_SIM_MODULO = 0, VTX_SIM_XOR = 1 };
+enum vtx_sim_flags {
+    VTX_SIM_FETCHES = 1,     /* instruction fetches are used */
+    VTX_SIM_DATA = 2,        /* loads, stores and modifies are used */
+    VTX_SIM_FIRST_PAGE = 4,  /* a reference that crosses a page is its first page only */
+    VTX_SIM_MODIFY_TWICE = 8 /* a modify is two accesses, not one */
+};
+
+typedef struct {
+    uint32_t level; /* 1 to VTX_SIM_LEVELS */
+    uint32_t slot;  /* where it counts */
+    uint32_t sides; /* VTX_INSTRUCTION_SIDE | VTX_DATA_SIDE */
+    uint32_t pages; /* VTX_PAGE_* that it holds */
+    uint32_t sets, ways;
+    uint32_t replacement, index;
+    uint64_t seed; /* random replacement */
+} vtx_sim_array;
+
+/* Addresses start to stop - 1 lie in pages of `size` (0: 4K, 1: 2M, 2: 1G). */
+typedef struct {
+    uint64_t start, stop;
+    uint32_t size;
+    uint32_t pad;
+} vtx_sim_range;
+
+/* Which sizes pages have: by address, else by the side of the access. */
+typedef struct {
+    uint32_t size[2]; /* instruction, data */
+    uint32_t range_count;
+    uint32_t pad;
+    vtx_sim_range ranges[64]; /* in ascending order, apart from each other */
+} vtx_sim_pages;
+
+typedef struct {
+    uint32_t flags;
+    uint32_t array_count;
+    vtx_sim_array arrays[32];
+    vtx_sim_pages guest, ept;
+    uint32_t guest_levels; /* 4 or 5 */
+    uint32_t ept_levels;   /* 4 or 5; 0 without virtualization */
+    uint32_t guest_cache[6], ept_cache[6]; /* entries of paging-structure caches, by level */
+    uint32_t nested;                       /* entries of the TLB for guest-physical mappings */
+    uint32_t pad;
+    uint64_t table_base; /* guest-physical address from which the guest's tables are laid out */
+} vtx_sim_geometry;
+
+/* Arrays of 4 count by kind of access, arrays of 6 by level of the entry. */
+typedef struct {
+    uint64_t hits[4], misses[4];
+} vtx_sim_slot;
+
+typedef struct {
+    uint64_t records[4]; /* as the stream has them */
+    uint64_t accesses[4];
+    uint64_t crossings;
+    vtx_sim_slot slots[16];
+    uint64_t walks[4];
+    uint64_t guest_references[6], ept_references[6];
+    uint64_t guest_cache_hits[6], ept_cache_hits[6];
+    uint64_t nested_hits, nested_misses;
+} vtx_sim_counts;
+
+typedef struct vtx_sim vtx_sim;
+
+/* Why vtx_sim_new refuses a geometry, as a sentence; NULL if it does not. */
+const char *vtx_sim_error(const vtx_sim_geometry *geometry);
+/* NULL without memory, or if vtx_sim_error has something. */
+vtx_sim *vtx_sim_new(const vtx_sim_geometry *geometry);
+void vtx_sim_free(vtx_sim *sim);
+/* Let every geometry see the records: each in pieces that stay in a processor's cache. 1 on
+ * success, 0 if a walk found no memory for the layout of the guest's tables. */
+int vtx_sim_run(vtx_sim *const *sims, uint64_t sim_count, const uint64_t *records,
+                uint64_t count);
+void vtx_sim_counted(const vtx_sim *sim, vtx_sim_counts *out);
