@@ -11,6 +11,7 @@ from vtx.commands.explain import Explain
 from vtx.commands.imports import Import
 from vtx.commands.profiles import Profiles
 from vtx.commands.replay import Replay
+from vtx.commands.tlb import Tlb
 
 __all__ = ["COMMANDS", "Command"]
 
@@ -20,6 +21,7 @@ COMMANDS: tuple[type[Command], ...] = (
     Compare,
     Exits,
     Import,
+    Tlb,
     Check,
     Profiles,
     Explain,
