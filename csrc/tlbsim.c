@@ -426,7 +426,7 @@ static void set_levels(vtx_sim *sim) {
         }
     }
     for (unsigned side = 0; side < 2; side++)
-        for (unsigned level = 0; level < sim->level_count[side]; level++)
+        for (unsigned level = 0; level < VTX_SIM_LEVELS; level++)
             set_stored(&sim->levels[side][level]);
 }
 
@@ -444,21 +444,27 @@ static void set_mode(vtx_sim *sim) {
     }
 }
 
+/* All pages of the stream have one size, which the first level keeps them as (or not at all). */
+static int front_is_plain(const vtx_sim *sim) {
+    const unsigned size = sim->size[0];
+    return sim->uniform && sim->size[1] == size && sim->levels[0][0].stored[size] == size &&
+           sim->levels[1][0].stored[size] == size;
+}
+
 /* The front follows each set of the first level if the set is the low bits of the page number;
  * otherwise it knows the page used last alone. */
 static void set_front(vtx_sim *sim) {
     sim_front *front = &sim->front;
-    const int alike = sim->uniform && sim->size[0] == sim->size[1];
-    front->shift = alike ? sim_shift[sim->size[0]] : 12;
+    const int plain = front_is_plain(sim);
+    front->shift = plain ? sim_shift[sim->size[0]] : 12;
     for (unsigned side = 0; side < 2; side++) {
-        const unsigned size = sim->size[side];
-        const sim_array *array = sim->levels[side][0].array[size];
-        if (alike && array && sim->levels[side][0].stored[size] == size &&
-            array->index == VTX_SIM_MODULO && array->power_of_two && array->sets <= FRONT_SETS)
+        const sim_array *array = sim->levels[side][0].array[sim->size[side]];
+        if (plain && array && array->index == VTX_SIM_MODULO && array->power_of_two &&
+            array->sets <= FRONT_SETS)
             front->set_mask[side] = array->set_mask;
     }
-    const uint64_t widest = front->set_mask[0] | front->set_mask[1];
-    front->mask = widest | 15; /* a page used last stays where it is wherever it stands */
+    /* A page stands where it does whatever the set: a few places do for a page used last. */
+    front->mask = front->set_mask[0] | front->set_mask[1] | 15;
     memset(front->pages, 0xFF, sizeof front->pages);
 }
 
