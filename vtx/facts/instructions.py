@@ -364,7 +364,8 @@ _row("umonitor", "umonitor", None, "arm user-mode monitoring",
 _row("pbndkb", "pbndkb", None, "bind a key to the platform",
      ("pbndkb", "0F 01 C7"))
 _row("iret", "iret", None, "return from an interrupt handler; unblocks NMIs",
-     ("iret", "W CF"), ("iretq", "W CF"))
+     ("iret", "W CF"), ("iretq", "W CF"), ("iretd", "osz CF", {"operand_size": 4}),
+     ("iretw", "osz CF", {"operand_size": 2}))
 _row("erets", "erets_eretu", None, "return from a FRED event handler to the supervisor",
      ("erets", "F2 0F 01 CA"))
 _row("eretu", "erets_eretu", None, "return from a FRED event handler to the user",
@@ -397,9 +398,11 @@ _row("push", None, None, "push a register",
 _row("pop", None, None, "pop a register",
      ("pop destination:r64", "58 +r"))
 _row("pushf", None, None, "push RFLAGS",
-     ("pushf", "9C"), ("pushfq", "9C"))
+     ("pushf", "9C"), ("pushfq", "9C"), ("pushfd", "osz 9C", {"operand_size": 4}),
+     ("pushfw", "osz 9C", {"operand_size": 2}))
 _row("popf", None, None, "pop RFLAGS",
-     ("popf", "9D"), ("popfq", "9D"))
+     ("popf", "9D"), ("popfq", "9D"), ("popfd", "osz 9D", {"operand_size": 4}),
+     ("popfw", "osz 9D", {"operand_size": 2}))
 _row("call", None, None, "call through memory",
      ("call address:m", "FF /2"))
 _row("jmp", None, None, "jump to another step",

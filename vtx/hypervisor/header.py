@@ -18,13 +18,13 @@ from vtx.hypervisor.options import (
     StreamOptions,
 )
 from vtx.hypervisor.values import EXCEPTIONS, at, flag, number_of, size_of, text_of
-from vtx.machine import image
+from vtx.machine import image, image_legacy
 from vtx.machine.program import Instruction, Operation
 from vtx.machine.shape import PAGE_SIZES
 from vtx.profiles import names
 from vtx.profiles.document import Item
 
-__all__ = ["KEYS", "read_header"]
+__all__ = ["KEYS", "guest_mode", "read_header"]
 
 #: Every key of a trace.
 KEYS = (
@@ -104,8 +104,12 @@ def _guest(item: Item | None, memory: Item | None, *, streaming: bool) -> GuestO
             f"a guest cannot have a memory of {size_bytes} bytes",
             hint="give a multiple of 2M from 8M to 63G",
         )
-    keys = ("privilege", "map", "pages", "entry", "registers")
+    keys = ("mode", "privilege", "map", "pages", "entry", "registers")
     entries = item.mapping("guest", keys) if item is not None else {}
+    mode = entries["mode"].choice("mode", image_legacy.MODES) if "mode" in entries else "long"
+    if mode != "long":
+        assert item is not None
+        _check_legacy(item, entries, size_bytes, streaming=streaming)
     kinds = {"privilege": ("user", "kernel"), "map": ("demand", "low"), "pages": ("4K", "2M")}
     said = {key: entries[key].choice(key, kinds[key]) for key in kinds if key in entries}
     if streaming and said.get("map") == "low":
@@ -119,7 +123,31 @@ def _guest(item: Item | None, memory: Item | None, *, streaming: bool) -> GuestO
         pages=said.get("pages", "4K"),
         entry=entry,
         registers=_registers(entries.get("registers")),
+        mode=mode,
     )
+
+
+def _check_legacy(
+    item: Item, entries: Mapping[str, Item], size_bytes: int, *, streaming: bool
+) -> None:
+    """Refuse what only a 64-bit guest can have."""
+    if streaming:
+        raise entries["mode"].error("only a 64-bit guest runs a stream", hint="write mode: long")
+    if "map" in entries or "pages" in entries:
+        raise entries["mode"].error("only a 64-bit guest has its memory mapped on demand")
+    if size_bytes > image_legacy.MAXIMUM_BYTES:
+        raise item.error("a guest outside 64-bit mode has at most 2G of memory")
+    if "privilege" in entries and entries["mode"].value in ("real", "virtual_8086"):
+        raise entries["privilege"].error("the mode of an 8086 program fixes its privilege")
+
+
+def guest_mode(entries: Mapping[str, Item]) -> str:
+    """Return the mode of a trace's guest: how wide its code is has to be known before its steps."""
+    item = entries.get("guest")
+    if item is None or not isinstance(item.value, Mapping):
+        return "long"
+    mode = item.entries("guest").get("mode")
+    return "long" if mode is None else mode.choice("mode", image_legacy.MODES)
 
 
 def _registers(item: Item | None) -> dict[str, int]:

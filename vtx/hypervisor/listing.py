@@ -44,7 +44,9 @@ class _OpenLoop:
     steps: int = 0
 
 
-def parse_listing(block: Item, what: str, lines: list[str], *, streams: bool = False) -> Listing:
+def parse_listing(
+    block: Item, what: str, lines: list[str], *, streams: bool = False, bits: int = 64
+) -> Listing:
     """Read a block of steps.
 
     Parameters
@@ -57,6 +59,8 @@ def parse_listing(block: Item, what: str, lines: list[str], *, streams: bool = F
         The lines of the whole file.
     streams : bool
         Lines ``stream`` are allowed.
+    bits : int
+        Width of the code: 16, 32 or 64.
 
     Raises
     ------
@@ -64,7 +68,7 @@ def parse_listing(block: Item, what: str, lines: list[str], *, streams: bool = F
         A line is no instruction, a loop does not end, or the block has no steps; with file, line
         and column.
     """
-    reader = _Reader(block.file, streams)
+    reader = _Reader(block.file, streams, bits)
     for number, text, offset in _numbered(block, what, lines):
         try:
             reader.read(number, text)
@@ -95,8 +99,9 @@ def _numbered(block: Item, what: str, lines: list[str]) -> Iterator[tuple[int, s
 class _Reader:
     """What has been read of a listing so far."""
 
-    def __init__(self, file: str, streams: bool) -> None:
+    def __init__(self, file: str, streams: bool, bits: int) -> None:
         self.file = file
+        self.bits = bits
         self.streams = streams
         self.operations: list[Instruction | Loop | StreamLine] = []
         self.open: list[_OpenLoop] = [_OpenLoop(0, 1, 0)]
@@ -115,7 +120,7 @@ class _Reader:
         elif word == "stream":
             self._stream(words, number)
         else:
-            self._add(replace(_instruction(text), line=number), 1)
+            self._add(replace(_instruction(text, self.bits), line=number), 1)
 
     def _add(self, operation: Instruction | StreamLine, steps: int) -> None:
         self.operations.append(operation)
@@ -174,10 +179,10 @@ class _Reader:
         return tuple(self.operations)
 
 
-def _instruction(text: str) -> Instruction:
+def _instruction(text: str, bits: int) -> Instruction:
     """Read an instruction; what is none may have been meant as a word of the listing."""
     try:
-        return parse_instruction(text)
+        return parse_instruction(text, bits)
     except UnknownName as error:
         if error.kind != "instruction":
             raise

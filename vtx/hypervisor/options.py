@@ -45,6 +45,8 @@ class GuestOptions:
         Address of the first instruction; None is the image's own.
     registers : mapping of str to int
         General-purpose registers, RSP and RFLAGS before the first instruction.
+    mode : str
+        One of :data:`vtx.machine.image_legacy.MODES`.
     """
 
     memory_bytes: int = GIB
@@ -53,6 +55,7 @@ class GuestOptions:
     pages: str = "4K"
     entry: int | None = None
     registers: Mapping[str, int] = field(default_factory=dict)
+    mode: str = "long"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from vtx.errors import InputError
 from vtx.hypervisor.listing import Listing, StreamLine
 from vtx.hypervisor.options import Header, Insertion
-from vtx.machine import image
+from vtx.machine import image, image_legacy
 from vtx.machine.program import Instruction, Loop, Operation, Program, Stream, place
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ class _Builder:
         guest = self.header.guest
         if guest.entry is not None:
             return guest.entry + processor * image.TEXT_STRIDE
+        if guest.mode != "long":
+            return image_legacy.entry_point(guest.mode, processor)
         return image.entry_point(processor, user=guest.user, low_map=not guest.demand)
 
     def place(self, step: _Placed) -> _Placed:

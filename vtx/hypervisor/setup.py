@@ -7,12 +7,13 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from vtx.errors import NotSupported
-from vtx.facts.controls import GROUPS, Exit1, Pin, Proc1, Proc2, control_info
+from vtx.facts.controls import GROUPS, Entry, Exit1, Pin, Proc1, Proc2, control_info
 from vtx.facts.fields import Field
+from vtx.facts.msrs import Msr
 from vtx.hypervisor.vmm import Guest, Vcpu
-from vtx.machine import image
+from vtx.machine import image, image_legacy
 from vtx.machine.image import GUEST_BASE, GuestImage
-from vtx.machine.registers import Cr4
+from vtx.machine.registers import Cr0, Cr4
 from vtx.machine.shape import PAGE_SIZES
 from vtx.machine.vmcs import Vmcs
 
@@ -54,6 +55,10 @@ def check_support(header: Header, shape: Shape, name: str) -> None:
             needs.append((f"{header.ept.pages} pages in EPT", shape.ept_vpid_cap(position)))
     if header.vpid:
         needs.append(("VPID", shape.has_vpid))
+    if header.guest.mode == "real":
+        if not header.ept.enabled:
+            raise NotSupported(f"a guest in real-address mode needs EPT; {name!r} turns it off")
+        needs.append(("unrestricted guests", shape.supports(Proc2.UNRESTRICTED_GUEST)))
     for what, present in needs:
         if not present:
             raise NotSupported(f"{shape.name} has no {what}; the trace {name!r} needs it")
@@ -71,7 +76,10 @@ def make_machine(header: Header, shape: Shape) -> Machine:
         guest_base=0 if header.ept.enabled else GUEST_BASE,
         low_map=not header.guest.demand,
     )
-    machine.guest.install()
+    if header.guest.mode == "long":
+        machine.guest.install()
+    else:
+        image_legacy.install(machine.guest, header.guest.mode)
     return machine
 
 
@@ -150,6 +158,8 @@ class _Settings:
         )
         for field in (Field.GUEST_RIP, Field.GUEST_RSP):
             vmcs[field] = start[field]
+        if guest.mode != "long":
+            self._legacy_mode(vmcs, base, processor)
         if entry_point is not None:
             vmcs[Field.GUEST_RIP] = entry_point
         for name, field in _IN_VMCS.items():
@@ -163,6 +173,24 @@ class _Settings:
         for field, value in header.vmcs.items():
             vmcs[field] = value
         return vmcs
+
+    def _legacy_mode(self, vmcs: Vmcs, base: int, processor: int) -> None:
+        """Give the guest the state of a mode outside IA-32e mode."""
+        mode, shape = self.header.guest.mode, self.shape
+        self.set(vmcs, Entry.IA32E_MODE_GUEST, on=False)
+        fixed = shape.msr(Msr.IA32_VMX_CR0_FIXED0)
+        if mode == "real":
+            self.set(vmcs, Proc2.UNRESTRICTED_GUEST)
+            fixed &= ~(Cr0.PE | Cr0.PG)
+        user = self.header.guest.user
+        fields = image_legacy.guest_fields(mode, processor=processor, guest_base=base, user=user)
+        for field, value in fields.items():
+            if shape.field_exists(field):
+                vmcs[field] = value
+        vmcs[Field.GUEST_CR0] |= fixed
+        vmcs[Field.GUEST_CR4] |= shape.msr(Msr.IA32_VMX_CR4_FIXED0)
+        vmcs[Field.CR0_READ_SHADOW] = vmcs[Field.GUEST_CR0]
+        vmcs[Field.CR4_READ_SHADOW] = vmcs[Field.GUEST_CR4] & ~Cr4.VMXE
 
     def set(self, vmcs: Vmcs, control: IntEnum, *, on: bool = True) -> None:
         """Set or clear a control, and set the one that activates its group."""

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from vtx.errors import InputError, UnknownName
 from vtx.hypervisor.expectations import read_expectations
-from vtx.hypervisor.header import KEYS, read_header
+from vtx.hypervisor.header import KEYS, guest_mode, read_header
 from vtx.hypervisor.listing import Listing, StreamLine, parse_listing
 from vtx.hypervisor.options import ExitOptions, Header
 from vtx.hypervisor.programs import Segment, length_of, segments_of
+from vtx.machine.image_legacy import code_bits, handler_bits
 from vtx.machine.program import Loop, Operation, Program
 from vtx.profiles.document import Item, parse_document, read_text
 
@@ -190,14 +191,16 @@ def parse_trace(text: str, file: str = "<text>", folder: str | Path = ".") -> Tr
     entries = _entries(document)
     lines = text.split("\n")
 
+    mode = guest_mode(entries)
+
     def steps(block: Item, what: str) -> tuple[Operation, ...]:
-        listing = parse_listing(block, what, lines)
+        listing = parse_listing(block, what, lines, bits=handler_bits(mode))
         _check_processors(listing, 1, file, "it runs where the program is interrupted")
         return tuple(step for step in listing if not isinstance(step, StreamLine))
 
     header = read_header(entries, Path(folder), steps)
     expectations = read_expectations(entries.get("expect"))
-    listing = _listing(entries, document, lines)
+    listing = _listing(entries, document, lines, code_bits(mode))
     _check_processors(listing, header.processors, file)
     return Trace(file, replace(header, expectations=expectations), listing)
 
@@ -218,14 +221,14 @@ def _entries(document: Item) -> Mapping[str, Item]:
     return entries
 
 
-def _listing(entries: Mapping[str, Item], document: Item, lines: list[str]) -> Listing:
+def _listing(entries: Mapping[str, Item], document: Item, lines: list[str], bits: int) -> Listing:
     streaming = "stream" in entries
     if "steps" not in entries:
         if not streaming:
             raise document.error("the trace has neither steps nor a stream")
         return (StreamLine(None, None, 0, entries["stream"].line),)
     block = entries["steps"]
-    listing = parse_listing(block, "steps", lines, streams=streaming)
+    listing = parse_listing(block, "steps", lines, streams=streaming, bits=bits)
     if streaming and not any(isinstance(step, StreamLine) for step in listing):
         raise block.error(
             "the steps do not say where the stream runs", hint="add a line that says stream"

@@ -201,6 +201,8 @@ def _fits(operand: _Operand, name: str, kind: str) -> bool:
     return operand.kind in _ACCEPTS[kind]
 
 
+#: Kinds of operand that code of 16 or 32 bits accepts as well.
+_NARROWER = frozenset({("r64", "r32"), ("rm64", "r32")})
 _ACCEPTS: dict[str, tuple[str, ...]] = {
     "r": ("r16", "r32", "r64"),
     "r16": ("r16",), "r32": ("r32",), "r64": ("r64",),
@@ -211,13 +213,15 @@ _ACCEPTS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def _match(operands: list[_Operand], form: Form) -> dict[str, int] | None:
+def _match(operands: list[_Operand], form: Form, bits: int) -> dict[str, int] | None:
     """Return what `operands` say under `form`, or None if they do not fit it."""
     if len(operands) != len(form.operands):
         return None
     said: dict[str, int] = dict(form.fixed)
     for operand, (name, kind) in zip(operands, form.operands, strict=True):
-        if not _fits(operand, name, kind):
+        if not _fits(operand, name, kind) and not (
+            bits != 64 and (kind, operand.kind) in _NARROWER
+        ):
             return None
         if operand.kind == "m":
             said |= operand.memory
@@ -332,13 +336,16 @@ def _known_pair(spec: InstructionSpec, name: str, column: int) -> None:
 
 
 @lru_cache(maxsize=4096)
-def parse_instruction(text: str) -> Instruction:
+def parse_instruction(text: str, bits: int = 64) -> Instruction:
     """Return the step that one line of a listing describes.
 
     Parameters
     ----------
     text : str
         The line, such as ``"out dx, al port=0x3f8 value=0x41"``.
+    bits : int
+        Width of the code it stands in: 16, 32 or 64. Outside 64-bit code a register of 64 bits
+        may be written with its name of 32.
 
     Returns
     -------
@@ -356,25 +363,25 @@ def parse_instruction(text: str) -> Instruction:
     prefixes, processor, mnemonic, column, rest, rest_column = _head(head)
     if mnemonic not in FORMS:
         raise UnknownName("instruction", mnemonic, [*FORMS, *_PREFIXES]).at(None, None, column)
-    name, form, said = _choose(mnemonic, _split_operands(rest, rest_column), column)
+    name, form, said = _choose(mnemonic, _split_operands(rest, rest_column), column, bits)
     if name in EVENTS and prefixes:
         raise InputError(f"{name} is an event: it takes no prefix", column=1)
     said = prefixes | said if "segment" not in prefixes else said | prefixes
     spec = INSTRUCTIONS[name]
     pairs = _pairs(line[first.start() :], first.start() + 1, spec, said) if first else {}
     try:
-        length = pairs.get("length") or encoded_length(form, said)
+        length = pairs.get("length") or encoded_length(form, said, bits)
         return Instruction(name, said, length, pairs.get("rip", 0), processor, None, line.strip())
     except InputError as error:
         raise error.at(None, None, column) from None
 
 
 def _choose(
-    mnemonic: str, operands: list[_Operand], column: int
+    mnemonic: str, operands: list[_Operand], column: int, bits: int
 ) -> tuple[str, Form, dict[str, int]]:
     """Return the first form that the operands fit, with its row and what the operands say."""
     for name, form in FORMS[mnemonic]:
-        said = _match(operands, form)
+        said = _match(operands, form, bits)
         if said is not None:
             return name, form, said
     raise _no_form(mnemonic, operands, column)

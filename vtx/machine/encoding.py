@@ -1,7 +1,7 @@
 """How many bytes an instruction takes (SDM, "Instruction Format").
 
 The model executes names, not bytes; but an exit reports the instruction's length, and RIP moves
-by it, so the length is that of the encoding an assembler would choose for 64-bit mode.
+by it, so the length is that of the encoding an assembler would choose for code of that width.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ MAX_INSTRUCTION_BYTES = 15
 _IMMEDIATE_BYTES = {"ib": 1, "iw": 2, "id": 4, "iq": 8}
 _DEFAULT_SEGMENT_IS_SS = (4, 5)
 _DS, _SS = 3, 2
+#: IN, OUT, INS and OUTS of 16 or 32 bits: the width of the code decides which needs a prefix.
+_BY_SIZE_IN_16_BIT_CODE = frozenset({"E5", "ED", "E7", "EF", "6D", "6F"})
 
 
 def has_memory_operand(operands: Mapping[str, int]) -> bool:
@@ -31,24 +33,25 @@ def default_segment(operands: Mapping[str, int]) -> int:
     return _SS if operands.get("base") in _DEFAULT_SEGMENT_IS_SS else _DS
 
 
-def _memory_bytes(operands: Mapping[str, int]) -> int:
-    """Bytes of SIB and displacement of a memory operand in 64-bit mode."""
+def _memory_bytes(operands: Mapping[str, int], bits: int) -> int:
+    """Bytes of SIB and displacement of a memory operand in code of this width."""
     if operands.get("rip_relative"):
         return 4
+    wide = operands.get("address_size", bits // 8) > 2
     base = operands.get("base")
     if base is None:
-        return 5
-    sib = 1 if "index" in operands or base & 7 == 4 else 0
+        return 5 if bits == 64 else 4 if wide else 2
+    sib = 1 if wide and ("index" in operands or base & 7 == 4) else 0
     displacement = operands["displacement"]
     signed = displacement - (1 << 64) if displacement >> 63 else displacement
     if signed == 0 and base & 7 != 5:
         return sib
-    return sib + (1 if -128 <= signed <= 127 else 4)
+    return sib + (1 if -128 <= signed <= 127 else 4 if wide else 2)
 
 
-def _prefix_bytes(form: Form, operands: Mapping[str, int]) -> int:
+def _prefix_bytes(form: Form, operands: Mapping[str, int], bits: int) -> int:
     """Bytes of the prefixes that the operands bring: segment, address size, REP, LOCK."""
-    count = 1 if operands.get("address_size", 8) == 4 else 0
+    count = 1 if operands.get("address_size", bits // 8) != bits // 8 else 0
     count += 1 if operands.get("rep") else 0
     count += 1 if operands.get("lock") else 0
     if has_memory_operand(operands):
@@ -56,6 +59,16 @@ def _prefix_bytes(form: Form, operands: Mapping[str, int]) -> int:
     elif operands.get("segment", _DS) != _DS:
         count += 1
     return count
+
+
+def _operand_size_prefix(tokens: list[str], operands: Mapping[str, int], bits: int) -> int:
+    """Bytes of the operand-size prefix: it selects the width that is not the code's own."""
+    size = operands.get("operand_size", 4)
+    if "osz" in tokens:
+        return int(size == 4) if bits == 16 else int(size == 2)
+    if bits == 16 and tokens[0] in _BY_SIZE_IN_16_BIT_CODE:
+        return int(operands.get("size") == 4)
+    return 0
 
 
 def _needs_rex(form: Form, tokens: list[str], operands: Mapping[str, int]) -> bool:
@@ -69,8 +82,8 @@ def _needs_rex(form: Form, tokens: list[str], operands: Mapping[str, int]) -> bo
     return max(numbers) > 7
 
 
-def encoded_length(form: Form, operands: Mapping[str, int]) -> int:
-    """Return the bytes of `form` with these operands; 0 for an event.
+def encoded_length(form: Form, operands: Mapping[str, int], bits: int = 64) -> int:
+    """Return the bytes of `form` with these operands in code of `bits` bits; 0 for an event.
 
     Raises
     ------
@@ -80,15 +93,17 @@ def encoded_length(form: Form, operands: Mapping[str, int]) -> int:
     if not form.opcode:
         return 0
     tokens = form.opcode.split()
-    length = _prefix_bytes(form, operands) + _needs_rex(form, tokens, operands)
+    if bits == 16 and tokens[0] == "66" and tokens[1] in _BY_SIZE_IN_16_BIT_CODE:
+        tokens = tokens[1:]
+    length = _prefix_bytes(form, operands, bits) + _operand_size_prefix(tokens, operands, bits)
+    length += bits == 64 and _needs_rex(form, tokens, operands)
+    narrow = bits == 16 and form.mnemonic == "jmp"
     for part in tokens:
-        if part == "osz":
-            length += operands.get("operand_size", 4) == 2
-        elif part in _IMMEDIATE_BYTES:
-            length += _IMMEDIATE_BYTES[part]
+        if part in _IMMEDIATE_BYTES:
+            length += 2 if narrow else _IMMEDIATE_BYTES[part]
         elif part[0] == "/":
-            length += 1 + (_memory_bytes(operands) if has_memory_operand(operands) else 0)
-        elif part not in ("W", "+r"):
+            length += 1 + (_memory_bytes(operands, bits) if has_memory_operand(operands) else 0)
+        elif part not in ("W", "+r", "osz"):
             length += 1
     if length > MAX_INSTRUCTION_BYTES:
         raise InputError(
