@@ -12,6 +12,7 @@ from vtx.commands.imports import Import
 from vtx.commands.profiles import Profiles
 from vtx.commands.replay import Replay
 from vtx.commands.tlb import Tlb
+from vtx.commands.verify import Verify
 
 __all__ = ["COMMANDS", "Command"]
 
@@ -23,6 +24,7 @@ COMMANDS: tuple[type[Command], ...] = (
     Import,
     Tlb,
     Check,
+    Verify,
     Profiles,
     Explain,
     Bench,

@@ -28,6 +28,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 __all__ = [
+    "ENCODINGS",
     "EVENTS",
     "FORMS",
     "GENERAL_REGISTERS",
@@ -391,6 +392,14 @@ _row("mov", None, None, "copy a register or a number to a register",
      ("mov destination:r64, value:imm64", "W B8 +r iq"),
      ("mov destination:r64, source:r64", "W 8B /r"),
      ("mov destination:r32, source:r32", "8B /r", {"operand_size": 4}))
+_row("xor", None, None, "exclusive or of two registers",
+     ("xor destination:r, source:r", "osz 33 /r"))
+_row("test", None, None, "set flags as the bitwise and of two registers does",
+     ("test destination:r, source:r", "osz 85 /r"))
+_row("btr", None, None, "copy a bit of a register to CF and clear it",
+     ("btr destination:r, bit:imm8", "osz 0F BA /6 ib"))
+_row("div", "exception", 0, "divide RDX:RAX by a register; #DE if the quotient does not fit",
+     ("div source:r", "osz F7 /6"), value="@source")
 _row("mov_to_ss", None, None, "load SS; blocks events until the next instruction is done",
      ("mov ss, source:r16", "8E /r"), ("mov ss, source:r64", "8E /r"), value="@source")
 _row("push", None, None, "push a register",
@@ -449,6 +458,18 @@ _event("bus_lock", "bus_lock", 74, "the instruction before asserted a bus lock")
 _event("instruction_timeout", "instruction_timeout", 75,
        "no instruction boundary for longer than the VMM allows", context_invalid="")
 # fmt: on
+
+#: Further encodings of rows, which an assembler may choose as well; (row, form).
+ENCODINGS: tuple[tuple[str, Form], ...] = tuple(
+    (name, _form(form))
+    for name, form in (
+        ("mov", ("mov destination:r, source:r", "osz 89 /r")),
+        ("mov", ("mov destination:r, source:r", "osz 8B /r")),
+        ("mov", ("mov destination:r, value:imm16", "66 B8 +r iw")),
+        ("mov", ("mov destination:r, value:simm32", "osz C7 /0 id")),
+        ("xor", ("xor destination:r, source:r", "osz 31 /r")),
+    )
+)
 
 #: Names of the rows that are events.
 EVENTS = frozenset(name for name, spec in INSTRUCTIONS.items() if spec.is_event)

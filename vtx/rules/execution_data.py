@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vtx.errors import GuestFault
 from vtx.machine.mmu import Access
 from vtx.machine.registers import Rflags
 from vtx.rules.execution_memory import access, read, write
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["EFFECTS"]
 
 _DEFAULT_SIZE = 8
+_RAX, _RDX = 0, 2
 
 
 def _size(instruction: Instruction) -> int:
@@ -108,6 +110,64 @@ def pop(processor: Processor, instruction: Instruction) -> None:
     put_sized(processor, operands["destination"], value, size)
 
 
+_STATUS = Rflags.CF | Rflags.PF | Rflags.AF | Rflags.ZF | Rflags.SF | Rflags.OF
+_DE = 0
+
+
+def _logical_flags(processor: Processor, value: int, size: int) -> None:
+    """Set the status flags as AND and XOR do; AF, which the manual leaves undefined, becomes 0."""
+    flags = 0 if value else Rflags.ZF
+    flags |= Rflags.SF if value >> 8 * size - 1 else 0
+    flags |= 0 if (value & 0xFF).bit_count() & 1 else Rflags.PF
+    processor.regs.rflags = processor.regs.rflags & ~_STATUS | flags
+
+
+def _two_registers(processor: Processor, instruction: Instruction) -> tuple[int, int, int]:
+    operands = instruction.operands
+    size = operands.get("operand_size", 4)
+    mask = _all_ones(size)
+    first, second = (
+        register(processor.regs, operands[n]) & mask for n in ("destination", "source")
+    )
+    return first, second, size
+
+
+def xor(processor: Processor, instruction: Instruction) -> None:
+    """XOR of two registers."""
+    first, second, size = _two_registers(processor, instruction)
+    put_sized(processor, instruction.operands["destination"], first ^ second, size)
+    _logical_flags(processor, first ^ second, size)
+
+
+def test(processor: Processor, instruction: Instruction) -> None:
+    """TEST of two registers."""
+    first, second, size = _two_registers(processor, instruction)
+    _logical_flags(processor, first & second, size)
+
+
+def btr(processor: Processor, instruction: Instruction) -> None:
+    """BTR of a register: CF gets the bit, which becomes 0; the other status flags stay."""
+    regs, operands = processor.regs, instruction.operands
+    size = operands.get("operand_size", 4)
+    value = register(regs, operands["destination"])
+    mask = 1 << operands["bit"] % (8 * size)
+    regs.rflags = regs.rflags & ~Rflags.CF | (Rflags.CF if value & mask else 0)
+    put_sized(processor, operands["destination"], value & ~mask, size)
+
+
+def div(processor: Processor, instruction: Instruction) -> None:
+    """DIV of RDX:RAX (in the operand size) by a register."""
+    regs, operands = processor.regs, instruction.operands
+    size = operands.get("operand_size", 4)
+    mask = _all_ones(size)
+    divisor = register(regs, operands["source"]) & mask
+    dividend = (regs.rdx & mask) << 8 * size | regs.rax & mask
+    if not divisor or dividend // divisor > mask:
+        raise GuestFault(_DE, None, "the quotient does not fit")
+    put_sized(processor, _RAX, dividend // divisor, size)
+    put_sized(processor, _RDX, dividend % divisor, size)
+
+
 def _all_ones(size: int) -> int:
     return (1 << 8 * size) - 1
 
@@ -166,6 +226,10 @@ EFFECTS = {
     "modify": modify,
     "fetch": fetch,
     "mov": mov,
+    "xor": xor,
+    "test": test,
+    "btr": btr,
+    "div": div,
     "push": push,
     "pop": pop,
     "in": in_,

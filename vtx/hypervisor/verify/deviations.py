@@ -1,0 +1,308 @@
+"""The known deviations of the other implementation, each a rule with the manual's words.
+
+A case that is tagged with a deviation's name may be decided by it; a rule that needs no tag says
+from the case itself when it applies. Either way the rule says what the manual's side looks like,
+and our side counts as the manual's only if it does look so. No rule knows a case by its number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from vtx.facts.fields import Field
+from vtx.facts.msrs import Msr
+from vtx.hypervisor.verify.judgement import Verdict
+from vtx.machine.registers import Activity
+
+__all__ = ["DEVIATIONS", "Deviation", "deviations_of"]
+
+Case = Mapping[str, Any]
+#: Whether our side is what the manual says, given case, ours and theirs.
+Rule = Callable[[Case, Verdict, Verdict], bool]
+
+_INVALID_GUEST_STATE, _MSR_LOADING = 33 | 1 << 31, 34 | 1 << 31
+_EXCEPTION = 0
+_CONTROLS = 7
+_GP_VECTOR = 13
+
+
+class Deviation(NamedTuple):
+    """One difference between the other implementation and the manual.
+
+    Attributes
+    ----------
+    name : str
+        As corpora tag it.
+    tagged : bool
+        It decides only cases that carry its name; else it says itself which.
+    says : str
+        What the manual says.
+    section : str
+        Where.
+    manual : callable
+        Whether our side is that.
+    """
+
+    name: str
+    tagged: bool
+    says: str
+    section: str
+    manual: Rule
+
+
+#: Every deviation by its name.
+DEVIATIONS: dict[str, Deviation] = {}
+
+
+def _deviation(
+    name: str, section: str, says: str, *, tagged: bool = True
+) -> Callable[[Rule], Rule]:
+    def register(rule: Rule) -> Rule:
+        DEVIATIONS[name] = Deviation(name, tagged, says, section, rule)
+        return rule
+
+    return register
+
+
+def deviations_of(
+    form: str, case: Case, ours: Verdict, theirs: Verdict
+) -> tuple[tuple[str, ...], bool]:
+    """Say which deviations decide a difference, and whether the manual is on our side.
+
+    Parameters
+    ----------
+    form : str
+        Format of the corpus.
+    case : mapping
+    ours, theirs : dict
+        Different from each other.
+
+    Returns
+    -------
+    tuple of str
+        Names: those that put the manual on our side, or else the tags of the case.
+    bool
+        The manual is on our side.
+    """
+    tags = tuple(case.get("deviation", ()))
+    named = [DEVIATIONS[tag] for tag in tags if tag in DEVIATIONS]
+    own = [deviation for deviation in DEVIATIONS.values() if not deviation.tagged]
+    decisive = tuple(d.name for d in (*named, *own) if d.manual(case, ours, theirs))
+    if decisive:
+        return decisive, True
+    return tags, False
+
+
+# ---- VM entries ------------------------------------------------------------------------------
+
+
+def _fails_guest_check(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    return (
+        ours.get("exit_reason") == _INVALID_GUEST_STATE
+        and ours.get("qualification") == 0
+        and theirs.get("exit_reason") != _INVALID_GUEST_STATE
+    )
+
+
+for _name, _section, _says in (
+    ("ia32e_without_pg", "Checks on Guest Control Registers, Debug Registers, and MSRs",
+     'If the "IA-32e mode guest" VM-entry control is 1, bit 31 in the CR0 field must be 1.'),
+    ("rip_noncanonical", "Checks on Guest RIP, RFLAGS, and SSP",
+     "RIP must be canonical: bits 63:N must be identical if the guest enters 64-bit mode."),
+    ("debugctl_unchecked", "Checks on Guest Control Registers, Debug Registers, and MSRs",
+     'With "load debug controls" 1, reserved bits of IA32_DEBUGCTL must be 0.'),
+    ("pending_dbg_high", "Checks on Guest Non-Register State",
+     "Bits 63:32 of the pending debug exceptions are reserved and must be 0."),
+    ("pending_dbg_bs", "Checks on Guest Non-Register State",
+     "With blocking by STI or MOV SS or in HLT, BS must be 1 if TF is 1 and BTF is 0, else 0."),
+    ("hlt_injection", "Checks on Guest Non-Register State",
+     "Only some events may be injected into a guest in the HLT state."),
+    ("shutdown_injection", "Checks on Guest Non-Register State",
+     "Only NMI and #MC may be injected into a guest in the shutdown state."),
+    ("virtual_nmi_injection", "Checks on Guest Non-Register State",
+     'With "virtual NMIs" 1 an NMI cannot be injected while NMIs are blocked.'),
+    ("vm_without_pe", "Checks on Guest RIP, RFLAGS, and SSP",
+     "RFLAGS.VM must be 0 if CR0.PE is 0 or the guest enters IA-32e mode."),
+    ("perf_global_ctrl_unchecked", "Checks on Guest Control Registers, Debug Registers, and MSRs",
+     "Reserved bits of IA32_PERF_GLOBAL_CTRL must be 0."),
+):  # fmt: skip
+    _deviation(_name, _section, _says)(_fails_guest_check)
+
+
+@_deviation(
+    "nmi_sti_implementation_specific",
+    "Checks on Guest Non-Register State",
+    "An NMI cannot be injected with blocking by STI where the CPU checks it: qualification 3.",
+)
+def _nmi_and_sti(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    return ours.get("exit_reason") == _INVALID_GUEST_STATE and ours.get("qualification") in (0, 3)
+
+
+@_deviation(
+    "entry_to_smm",
+    "VM-Entry Control Fields",
+    '"Entry to SMM" and "deactivate dual-monitor treatment" must be 0 outside SMM: error 7.',
+)
+@_deviation(
+    "posted_interrupts",
+    "VM-Execution Control Fields",
+    '"Process posted interrupts" needs virtual-interrupt delivery and "acknowledge interrupt on '
+    'exit"; its descriptor is aligned to 64 bytes.',
+)
+def _fails_control_check(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    return ours.get("error") == _CONTROLS or theirs.get("error") == _CONTROLS
+
+
+@_deviation(
+    "interrupt_window_hlt",
+    "Interrupt-Window Exiting and Virtual-Interrupt Delivery",
+    "Interrupt-window exiting wakes a processor that VM entry put into the HLT state.",
+)
+def _window_wakes(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    return ours.get("exit_reason") == 7 and theirs.get("kind") == "idle"
+
+
+@_deviation(
+    "unknown_msr_accepted",
+    "Loading MSRs",
+    "RDMSR and WRMSR of an MSR that does not exist cause #GP(0).",
+)
+def _unknown_msr(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    if "exit_intr_info" in ours:
+        is_fault = ours["exit_reason"] == _EXCEPTION
+        return is_fault and ours["exit_intr_info"] & 0xFF == _GP_VECTOR
+    return ours.get("exit_reason") == _MSR_LOADING or ours.get("kind") == "vmabort"
+
+
+_AREAS = (
+    (Field.VM_ENTRY_MSR_LOAD_ADDRESS, Field.VM_ENTRY_MSR_LOAD_COUNT, 0xA000),
+    (Field.VM_EXIT_MSR_LOAD_ADDRESS, Field.VM_EXIT_MSR_LOAD_COUNT, 0xA800),
+)
+
+
+@_deviation(
+    "tsc_aux_reserved",
+    "IA32_TSC_AUX Register and RDTSCP Support",
+    "Bits 63:32 of IA32_TSC_AUX are reserved: WRMSR of another value causes #GP(0).",
+    tagged=False,
+)
+def _tsc_aux(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    if ours.get("exit_reason") != _MSR_LOADING and ours.get("kind") != "vmabort":
+        return False
+    for text in case.get("mem", {}).values():
+        area = bytes.fromhex(text)
+        for at in range(0, len(area) - 15, 16):
+            index = int.from_bytes(area[at : at + 4], "little")
+            if index == Msr.IA32_TSC_AUX and any(area[at + 12 : at + 16]):
+                return True
+    return False
+
+
+def _field(case: Case, field: Field) -> int:
+    return int(case.get("delta", {}).get(f"{int(field):04x}", 0))
+
+
+@_deviation(
+    "enabled_breakpoint_alone",
+    "Delivery of Pending Debug Exceptions after VM Entry",
+    'A pending debug exception is delivered if "enabled breakpoint" is 1, whatever B3:B0 are.',
+    tagged=False,
+)
+def _enabled_breakpoint(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    pending = _field(case, Field.GUEST_PENDING_DEBUG_EXCEPTIONS)
+    return bool(pending & 1 << 12) and not pending & 0x400F
+
+
+@_deviation(
+    "mtf_leaves_hlt",
+    "Architectural State Before a VM Exit",
+    "If an event causes a VM exit directly, the return to the active state comes after the exit: "
+    "the saved activity state is HLT.",
+    tagged=False,
+)
+def _mtf_in_hlt(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    state = int(Field.GUEST_ACTIVITY_STATE)
+    written = _field(case, Field.GUEST_ACTIVITY_STATE)
+    if written != Activity.HLT or ours.get("exit_reason") != 37:
+        return False
+    without = {key: value for key, value in theirs["post"].items() if key != state}
+    expected = theirs | {"post": without}
+    return ours == expected
+
+
+# ---- Walks -----------------------------------------------------------------------------------
+
+
+@_deviation(
+    "walk_qualification_bit0",
+    "Exit Qualification for EPT Violations",
+    "With accessed and dirty flags for EPT, an access to a guest paging-structure entry is a "
+    "write as well as a read: bits 0 and 1.",
+)
+@_deviation(
+    "mbe_qualification_bit13",
+    "Exit Qualification for EPT Violations",
+    "Bit 6 is the user-mode execute right with mode-based execute control; bit 13 is another.",
+)
+def _corrected_qualification(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    if "qual_sdm" not in case:
+        return False
+    return ours == theirs | {"qual": case["qual_sdm"]}
+
+
+@_deviation(
+    "rmw_qualification",
+    "Exit Qualification for EPT Violations",
+    "A read-modify-write access may set bit 0 beside bit 1.",
+)
+def _read_modify_write(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    if ours.get("kind") != "ept_violation" or theirs.get("kind") != "ept_violation":
+        return False
+    expected = case.get("qual_sdm", theirs["qual"])
+    return ours == theirs | {"qual": expected | 1}
+
+
+@_deviation(
+    "guest_ad_update_ignores_ept_w",
+    "EPT Violations",
+    "Setting an accessed or dirty flag in a guest table that EPT does not let be written is an "
+    "EPT violation.",
+)
+def _flags_need_write(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    return ours.get("kind") == "ept_violation" and bool(ours["qual"] & 2)
+
+
+@_deviation(
+    "ept_large_bit12",
+    "EPT Misconfigurations",
+    "Bits 20:12 (29:12) of an entry that maps a 2-MByte (1-GByte) page are reserved.",
+)
+def _large_page_bits(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    return ours.get("kind") == "ept_misconfig"
+
+
+# ---- Instructions ----------------------------------------------------------------------------
+
+
+@_deviation(
+    "invvpid_type_32bit",
+    "INVVPID",
+    "In 64-bit mode the type is the whole 64-bit register.",
+)
+def _whole_type(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    return ours.get("error") == 28
+
+
+@_deviation("vmcall_in_root", "VMCALL", "In VMX root operation VMCALL fails or calls the monitor.")
+def _vmcall(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    return str(ours.get("outcome", "")).startswith("vmfail")
+
+
+@_deviation(
+    "shadow_current_vmcs",
+    "VMLAUNCH/VMRESUME",
+    "With a shadow VMCS as the current VMCS, VMLAUNCH and VMRESUME end in VMfailInvalid.",
+)
+def _shadow(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    return ours.get("outcome", ours.get("kind")) == "vmfail_invalid"
