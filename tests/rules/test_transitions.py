@@ -193,6 +193,28 @@ def test_bank_is_loaded_and_saved(row):
 
 
 @pytest.mark.parametrize(
+    ("reason", "blocking", "saved"),
+    [
+        (ExitReason.CPUID, 0, 0),
+        (ExitReason.EXTERNAL_INTERRUPT, 0, 0),
+        (ExitReason.CPUID, 2, 0x4000),
+        (ExitReason.MONITOR_TRAP_FLAG, 0, 0x4000),
+        (ExitReason.INIT_SIGNAL, 0, 0x4000),
+        (ExitReason.TPR_BELOW_THRESHOLD, 0, 0x4000),
+    ],
+)
+def test_pending_debug_exceptions_are_saved_by_some_exits_only(
+    reason: ExitReason, blocking: int, saved: int
+):
+    cpu = loaded()
+    reenter(cpu)
+    cpu.regs.pending_debug_exceptions = 0x4000
+    cpu.regs.interruptibility_state = blocking
+    leave(cpu, reason=reason)
+    assert cpu.vmcs[Field.GUEST_PENDING_DEBUG_EXCEPTIONS] == saved
+
+
+@pytest.mark.parametrize(
     ("field", "name", "value"),
     [
         (Field.GUEST_RIP, "rip", 0xFFFF_8000_1234_5678),
@@ -209,7 +231,8 @@ def test_volatile_state_is_loaded_and_saved(field: Field, name: str, value: int)
     reenter(cpu)
     assert getattr(cpu.regs, name) == value
     setattr(cpu.regs, name, value ^ 2)
-    leave(cpu)
+    # Of exits that save pending debug exceptions.
+    leave(cpu, reason=ExitReason.MONITOR_TRAP_FLAG)
     assert cpu.vmcs[field] == value ^ 2
     assert field in cpu.vmcs.dirty
 

@@ -213,17 +213,24 @@ def _build(
     if form.modrm:
         relative = _read_modrm(source, head, form, operands)
     for name, size in form.immediates:
-        value = source.number(abs(size))
-        operands[name] = sign_extend(value, -8 * size) if size < 0 else value
+        operands[name] = _read_immediate(source, head, form, size)
     length = source.at
     if relative:
         operands["displacement"] += rip + length
         operands["displacement"] &= MASK64 if head.address_size == 8 else 0xFFFF_FFFF
     if form.relative:
-        value = sign_extend(operands[form.relative], 32)
-        operands[form.relative] = rip + length + value & MASK64
+        operands[form.relative] = rip + length + operands[form.relative] & MASK64
     _apply_prefixes(head, form, operands)
     return Instruction(form.name, operands, length=length, rip=rip, text=_text(form, operands))
+
+
+def _read_immediate(source: _Bytes, head: _Head, form: DecodedForm, size: int) -> int:
+    """Read an immediate operand; a jump's distance has the operand size outside 64-bit mode."""
+    if form.relative:
+        count = 2 if head.mode != 64 and head.operand_size == 2 else size
+        return sign_extend(source.number(count), 8 * count)
+    value = source.number(abs(size))
+    return sign_extend(value, -8 * size) if size < 0 else value
 
 
 def _text(form: DecodedForm, operands: dict[str, int]) -> str:

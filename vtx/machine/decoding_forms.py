@@ -80,8 +80,8 @@ class DecodedForm(NamedTuple):
             len(self.mandatory),
             self.digit is not None,
             named,
-            self.needs_w,
             self.sized,
+            self.needs_w,
             bool(self.size),
         )
 
@@ -206,8 +206,7 @@ def _places(
     if (
         memory_first
         or (name, opcodes) in _RM_FIRST
-        or (first_kind.startswith("r")
-        and (opcodes == (0x0F, 0x21)))
+        or (first_kind.startswith("r") and (opcodes == (0x0F, 0x21)))
     ):
         return second, first, "", immediates, fixed_reg
     return first, second, "", immediates, fixed_reg

@@ -77,6 +77,18 @@ _EXCEPTION_OR_NMI = ExitReason.EXCEPTION_OR_NMI
 
 #: Exits by an event that the processor finds out during execution, as opposed to an instruction
 #: that it was told to stop at: they cost more. Of EXCEPTION_OR_NMI only the faults count.
+#: Exits that save pending debug exceptions (SDM, "Saving Non-Register State").
+_KEEPS_PENDING = frozenset(
+    {
+        ExitReason.INIT_SIGNAL,
+        ExitReason.IO_SMI,
+        ExitReason.OTHER_SMI,
+        ExitReason.MONITOR_TRAP_FLAG,
+        ExitReason.TPR_BELOW_THRESHOLD,
+        ExitReason.VIRTUALIZED_EOI,
+        ExitReason.APIC_WRITE,
+    }
+)
 _FAULT_EXITS = frozenset(
     {
         ExitReason.EXCEPTION_OR_NMI,
@@ -245,6 +257,13 @@ def _save_volatile_state(processor: Processor, vmcs: Vmcs, info: ExitInformation
     pending = info.pending_debug_exceptions
     if pending is None:
         pending = regs.pending_debug_exceptions
+        if (
+            pending
+            and info.reason not in _KEEPS_PENDING
+            and not (regs.interruptibility_state & Interruptibility.MOV_SS)
+        ):
+            # What led to no debug exception at a boundary is gone once an instruction executes.
+            pending = 0
     if values[_PENDING_DEBUG] != pending:
         values[_PENDING_DEBUG] = pending
         changed(_PENDING_DEBUG)

@@ -25,6 +25,10 @@ _INVALID_GUEST_STATE, _MSR_LOADING = 33 | 1 << 31, 34 | 1 << 31
 _EXCEPTION = 0
 _CONTROLS = 7
 _GP_VECTOR = 13
+_EPT_VIOLATION = 48
+_DEFAULT_SIZE = 1 << 14
+#: Of a qualification: read, write, linear address valid, and whether it is that of the access.
+_ACCESS_AND_LINEAR, _WRITE_OF_TABLE = 0x183, 0x82
 
 
 class Deviation(NamedTuple):
@@ -171,14 +175,8 @@ def _window_wakes(case: Case, ours: Verdict, theirs: Verdict) -> bool:
 def _unknown_msr(case: Case, ours: Verdict, theirs: Verdict) -> bool:
     if "exit_intr_info" in ours:
         is_fault = ours["exit_reason"] == _EXCEPTION
-        return is_fault and ours["exit_intr_info"] & 0xFF == _GP_VECTOR
+        return bool(is_fault and ours["exit_intr_info"] & 0xFF == _GP_VECTOR)
     return ours.get("exit_reason") == _MSR_LOADING or ours.get("kind") == "vmabort"
-
-
-_AREAS = (
-    (Field.VM_ENTRY_MSR_LOAD_ADDRESS, Field.VM_ENTRY_MSR_LOAD_COUNT, 0xA000),
-    (Field.VM_EXIT_MSR_LOAD_ADDRESS, Field.VM_EXIT_MSR_LOAD_COUNT, 0xA800),
-)
 
 
 @_deviation(
@@ -227,8 +225,43 @@ def _mtf_in_hlt(case: Case, ours: Verdict, theirs: Verdict) -> bool:
     if written != Activity.HLT or ours.get("exit_reason") != 37:
         return False
     without = {key: value for key, value in theirs["post"].items() if key != state}
-    expected = theirs | {"post": without}
+    expected: Verdict = theirs | {"post": without}
     return ours == expected
+
+
+@_deviation(
+    "violation_on_guest_table",
+    "Exit Qualification for EPT Violations",
+    "With accessed and dirty flags for EPT, an access to a guest paging-structure entry is a "
+    "write as well as a read: bits 0 and 1.",
+    tagged=False,
+)
+def _violation_on_guest_table(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    key = "exit_qualification" if "exit_qualification" in theirs else "qualification"
+    if ours.get("exit_reason") != _EPT_VIOLATION or theirs.get("exit_reason") != _EPT_VIOLATION:
+        return False
+    qualification = theirs[key]
+    if qualification & _ACCESS_AND_LINEAR != _WRITE_OF_TABLE:
+        return False
+    expected: Verdict = theirs | {key: qualification | 1}
+    if "post" in theirs:
+        number = int(Field.EXIT_QUALIFICATION)
+        expected["post"] = theirs["post"] | {number: qualification | 1}
+    return ours == expected
+
+
+@_deviation(
+    "host_tr_default_size",
+    "Loading Host Segment and Descriptor-Table Registers",
+    "The D/B bit of TR is 0 after a VM exit, whatever it was in the guest.",
+    tagged=False,
+)
+def _host_tr(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    if not _field(case, Field.GUEST_TR_ACCESS_RIGHTS) & _DEFAULT_SIZE or "host" not in theirs:
+        return False
+    tr = list(theirs["host"]["tr"])
+    tr[2] &= ~_DEFAULT_SIZE
+    return ours == theirs | {"host": theirs["host"] | {"tr": tr}}
 
 
 # ---- Walks -----------------------------------------------------------------------------------

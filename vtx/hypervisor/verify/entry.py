@@ -16,11 +16,13 @@ from vtx.hypervisor.verify.golden import VMCS_REGION, VMXON_REGION
 from vtx.hypervisor.verify.judgement import Skip, Verdict
 from vtx.hypervisor.verify.machines import BareMachine, contents, numbers
 from vtx.machine.registers import Activity, Segment
+from vtx.rules.check import Stage, failing_checks
 from vtx.rules.transitions_abort import VmxAbort
 
 __all__ = ["EntryReplayer"]
 
-#: The instruction length is defined for exits due to instructions and for software events alone.
+
+_STAGES = {"vmfail_valid": Stage.CONTROLS_AND_HOST, "entry_failure": Stage.GUEST}
 _LENGTH = int(Field.VM_EXIT_INSTRUCTION_LENGTH)
 _REASON = int(Field.EXIT_REASON)
 _QUALIFICATION = int(Field.EXIT_QUALIFICATION)
@@ -43,10 +45,15 @@ _USABLE = 1
 _RIGHTS = 0xF0FF
 _FAILED = 1 << 31
 _TIMER = Field.VMX_PREEMPTION_TIMER_VALUE
-_RIGHTS_FIELDS = tuple(
-    Field[f"GUEST_{name}_ACCESS_RIGHTS"]
+#: Access rights, and what is undefined in an unusable register: the limit, and the base but for
+#: FS and GS.
+_RIGHTS_FIELDS = {
+    Field[f"GUEST_{name}_ACCESS_RIGHTS"]: (
+        Field[f"GUEST_{name}_LIMIT"],
+        *(() if name in ("FS", "GS") else (Field[f"GUEST_{name}_BASE"],)),
+    )
     for name in ("ES", "CS", "SS", "DS", "FS", "GS", "LDTR", "TR")
-)
+}
 #: Bit 13 is CS.L, and reserved in the others.
 _SAVED_RIGHTS = 0x1_D0FF
 _UNUSABLE, _DPL, _TYPE_CODE, _RF = 1 << 16, 3 << 5, 1 << 3, 1 << 16
@@ -74,6 +81,12 @@ class EntryReplayer:
             raise InputError(f"malformed header: {error}", file=corpus.file, line=1) from None
         self._machine = BareMachine(header, corpus.file, memory)
 
+    def prepare(self, case: Mapping[str, Any]) -> Cpu:
+        """Return a processor whose current VMCS is that of a case, before VMLAUNCH."""
+        cpu = self._machine.fresh(contents(case.get("mem", {})))
+        enter_setup(cpu, self._goldens[case["base"]][0] | numbers(case["delta"]))
+        return cpu
+
     def replay(self, case: Mapping[str, Any]) -> tuple[Verdict, Verdict]:
         """Return what comes of a case here, and what came of it there."""
         require(case, "base", "delta", "verdict")
@@ -86,6 +99,7 @@ class EntryReplayer:
         failed = enter_setup(cpu, fields)
         set_clock(cpu, theirs)
         ours = launch(cpu)
+        accept_order(cpu, ours, theirs)
         if "post" in theirs:
             ours["post"] = _post(cpu, fields)
             mask_length(ours, theirs)
@@ -175,6 +189,35 @@ def mask_length(ours: Verdict, theirs: Verdict) -> None:
         theirs["post"].pop(_LENGTH, None)
 
 
+def accept_order(cpu: Cpu, ours: Verdict, theirs: Verdict) -> None:
+    """Take their choice of failure if it is one of several that the manual allows.
+
+    Where several rules are broken, the order in which a processor finds them is not defined:
+    within the checks on controls and host state (errors 7 and 8), and within those on guest state
+    (exit qualifications 0 to 4).
+    """
+    keys = ("error", "exit_reason", "qualification")
+    if all(ours.get(key) == theirs.get(key) for key in keys) or cpu.vmcs is None:
+        return
+    stage = _STAGES.get(ours["kind"])
+    if stage is None or ours["kind"] != theirs["kind"]:
+        return
+    for check in failing_checks(cpu.vmcs, cpu):
+        if check.area.stage is not stage:
+            continue
+        what = check.consequence
+        if stage is Stage.GUEST:
+            outcome = {"exit_reason": what.reason and what.reason | _FAILED}
+            outcome["qualification"] = what.qualification
+        else:
+            outcome = {"error": what.error}
+        if all(theirs.get(key) == value for key, value in outcome.items()):
+            ours |= outcome
+            if stage is Stage.GUEST:
+                cpu.vmcs.values[Field.EXIT_QUALIFICATION] = what.qualification or 0
+            return
+
+
 def set_clock(cpu: Cpu, theirs: Verdict) -> None:
     """Let the VMX-preemption timer run as fast as it ran there.
 
@@ -198,22 +241,23 @@ def mask_undefined(written: Mapping[int, int], ours: Verdict, theirs: Verdict) -
     ours, theirs : dict
         With the fields that changed as ``"post"``.
     """
-    sides = [written | side["post"] for side in (ours, theirs)]
-    masks = dict.fromkeys(_RIGHTS_FIELDS, _SAVED_RIGHTS)
+    sides = [dict(written) | side["post"] for side in (ours, theirs)]
+    masks: dict[int, int] = dict.fromkeys(_RIGHTS_FIELDS, _SAVED_RIGHTS)
     masks[Field.GUEST_CS_ACCESS_RIGHTS] |= 1 << 13
     if not written.get(Field.GUEST_CR0, 0) & 1:
         masks[Field.GUEST_CS_ACCESS_RIGHTS] &= ~_TYPE_CODE
-    for field in _RIGHTS_FIELDS:
+    for field, others in _RIGHTS_FIELDS.items():
         if all(side.get(field, 0) & _UNUSABLE for side in sides):
+            masks |= dict.fromkeys(others, 0)
             masks[field] = _UNUSABLE | (_DPL if field == Field.GUEST_SS_ACCESS_RIGHTS else 0)
     if sides[1].get(_REASON) == ExitReason.TRIPLE_FAULT:
         masks[Field.GUEST_RFLAGS] = ~_RF
     masks[_TIMER] = 0
     for side, values in zip((ours, theirs), sides, strict=True):
-        for field, mask in masks.items():
-            side["post"].pop(int(field), None)
-            if values.get(field, 0) & mask != written.get(field, 0) & mask:
-                side["post"][int(field)] = values[field] & mask
+        for number, mask in masks.items():
+            side["post"].pop(int(number), None)
+            if values.get(number, 0) & mask != written.get(number, 0) & mask:
+                side["post"][int(number)] = values[number] & mask
 
 
 def host_state(cpu: Cpu) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from vtx.errors import InputError
@@ -11,13 +12,14 @@ from vtx.hypervisor.verify.corpus import Corpus, require
 from vtx.hypervisor.verify.judgement import Verdict
 from vtx.hypervisor.verify.processors import new_memory, shape_of
 from vtx.machine.context import Access, Context
+from vtx.machine.memory import Memory
 from vtx.machine.mmu import Mmu
 from vtx.machine.shape import Shape
 from vtx.machine.walk import StepKind, Walk, WalkStatus
 
-__all__ = ["WalkReplayer"]
+__all__ = ["ACCESSES", "WalkReplayer", "context_of", "verdict_of"]
 
-_ACCESSES = {"x": Access.FETCH, "r": Access.LOAD, "w": Access.STORE, "m": Access.MODIFY}
+ACCESSES = {"x": Access.FETCH, "r": Access.LOAD, "w": Access.STORE, "m": Access.MODIFY}
 _KINDS = {
     WalkStatus.OK: "ok",
     WalkStatus.PAGE_FAULT: "pf",
@@ -48,26 +50,20 @@ class WalkReplayer:
             header.get("ept_vpid_cap", model.msr(Msr.IA32_VMX_EPT_VPID_CAP))
         )
         width = int(header.get("maxphyaddr", model.maxphyaddr))
-        self._shape = Shape(model.name, msrs, width, model.linear_bits, model.features)
+        self.shape = Shape(model.name, msrs, width, model.linear_bits, model.features)
         self._memory = new_memory()
 
     def replay(self, case: Mapping[str, Any]) -> tuple[Verdict, Verdict]:
         """Return what comes of a case here, and what came of it there."""
         require(case, "cr0", "cr3", "cr4", "efer", "eptp", "mem", "gva", "type", "verdict")
-        if case["type"] not in _ACCESSES:
+        if case["type"] not in ACCESSES:
             raise InputError(f"unknown type of access {case['type']!r}")
-        memory = self._memory
-        for address, size, value in case["mem"]:
-            memory.write(address, value.to_bytes(size, "little"))
-        try:
-            walk = Mmu(memory, self._shape).walk(
-                _context(case), case["gva"], _ACCESSES[case["type"]]
+        with self.tables(case) as memory:
+            walk = Mmu(memory, self.shape).walk(
+                context_of(case), case["gva"], ACCESSES[case["type"]]
             )
-            ours = _ours(walk)
+            ours = verdict_of(walk)
             ours["changed"] = self._changed(case["mem"])
-        finally:
-            for address, size, _ in case["mem"]:
-                memory.write(address, bytes(size))
         verdict = case["verdict"]
         theirs: Verdict = {key: verdict[key] for key in _VALUES if key in verdict}
         theirs["reads"] = [address for kind, address, _ in verdict["walk"] if kind == "r"]
@@ -76,6 +72,18 @@ class WalkReplayer:
             theirs.pop("gla", None)
             ours.pop("gla", None)
         return ours, theirs
+
+    @contextmanager
+    def tables(self, case: Mapping[str, Any]) -> Iterator[Memory]:
+        """Return memory that holds the tables of a case while it is needed."""
+        memory = self._memory
+        for address, size, value in case["mem"]:
+            memory.write(address, value.to_bytes(size, "little"))
+        try:
+            yield memory
+        finally:
+            for address, size, _ in case["mem"]:
+                memory.write(address, bytes(size))
 
     def _changed(self, memory: list[list[int]]) -> list[list[int]]:
         now = (
@@ -89,7 +97,8 @@ def _caps(header: Mapping[str, Any]) -> dict[str, Any]:
     return {"caps": header["caps"]} if "caps" in header else {}
 
 
-def _context(case: Mapping[str, Any]) -> Context:
+def context_of(case: Mapping[str, Any]) -> Context:
+    """Return what translation depends on in a case."""
     return Context(
         cr0=case["cr0"],
         cr3=case["cr3"],
@@ -103,7 +112,8 @@ def _context(case: Mapping[str, Any]) -> Context:
     )
 
 
-def _ours(walk: Walk) -> Verdict:
+def verdict_of(walk: Walk) -> Verdict:
+    """Return a walk as a verdict, with its reads in order."""
     ours: Verdict = {"kind": _KINDS.get(walk.status, walk.status.name.lower())}
     ours["reads"] = [step.address for step in walk.steps if step.kind is StepKind.READ]
     match walk.status:
