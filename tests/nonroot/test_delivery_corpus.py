@@ -21,15 +21,16 @@ from typing import Any
 
 import pytest
 
-from tests.nonroot.test_instruction_corpus import SHAPE
 from vtx.cpu import Cpu, Machine
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import FIELDS, Field
+from vtx.hypervisor.verify.processors import shape_of
 from vtx.machine.program import Instruction, Program
 
 CORPUS = Path(__file__).parents[1] / "data" / "deliveries.jsonl.xz"
 LINES = lzma.decompress(CORPUS.read_bytes()).decode().splitlines()
 HEADER, CASES = json.loads(LINES[0]), [json.loads(line) for line in LINES[1:]]
+SHAPE = shape_of({"cpu_model": "tigerlake"}, "")
 EXCEPTION, HARDWARE = ExitReason.EXCEPTION_OR_NMI, 3
 VALID = 1 << 31
 
