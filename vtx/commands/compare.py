@@ -64,21 +64,27 @@ class Compare(Command):
     def run(self, args: argparse.Namespace) -> int:
         """Run the trace, or price the recording, and print the comparison."""
         from vtx.commands.compare_exits import opened
-
-        with opened(args) as compared:
-            if compared.recording:
-                return compared.run()
-            return self._replayed(args, compared.trace)
-
-    def _replayed(self, args: argparse.Namespace, given: Trace | None) -> int:
-        """Run a trace on every shape."""
-        from vtx.hypervisor.replay import replay
-        from vtx.lab.compare import compare
         from vtx.lab.profile import load_profiles
-        from vtx.lab.report import counted
 
         output = Output(args)
         profiles = load_profiles(args.profiles)
+        with opened(args) as compared:
+            if compared.recording:
+                return compared.run(output, profiles)
+        return self._replayed(args, output, profiles, compared.trace)
+
+    def _replayed(
+        self,
+        args: argparse.Namespace,
+        output: Output,
+        profiles: list[Profile],
+        given: Trace | None,
+    ) -> int:
+        """Run a trace on every shape."""
+        from vtx.hypervisor.replay import replay
+        from vtx.lab.compare import compare
+        from vtx.lab.report import counted
+
         trace = read_trace(args.trace) if given is None else given
         vmm = load_handlers(args.handlers)
         runs: dict[str, Run] = {}

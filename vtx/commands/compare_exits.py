@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vtx.hypervisor.importers.source import Source
     from vtx.hypervisor.trace import Trace
     from vtx.lab.exit_compare import ExitComparison
+    from vtx.lab.profile import Profile
 
 __all__ = ["Compared", "opened"]
 
@@ -46,18 +47,16 @@ class Compared:
         """Whether it is a recording of VM exits."""
         return self._source is not None
 
-    def run(self) -> int:
+    def run(self, output: Output, profiles: list[Profile]) -> int:
         """Price the recording and print the comparison."""
         from vtx.hypervisor.importers.analysis import Views, report_of
         from vtx.lab.exit_compare import compare_exits
-        from vtx.lab.profile import load_profile, load_profiles
+        from vtx.lab.profile import load_profile
 
         args = self._args
         assert self._source is not None
         if args.handlers is not None:
             raise UsageError("--handlers is for traces that are run, not for recordings")
-        output = Output(args)
-        profiles = load_profiles(args.profiles)
         recorded_on = None if args.recorded_on is None else load_profile(args.recorded_on)
         with Progress("reading") as progress:
             report = report_of(self._source, Views(slowest=0), progress.update)

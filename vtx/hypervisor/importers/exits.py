@@ -9,6 +9,7 @@ from vtx.errors import InputError
 from vtx.hypervisor.importers.ahead import Ahead
 from vtx.lab.exit_reasons import is_amd
 from vtx.lab.exit_rows import Lines
+from vtx.lab.report import counted
 from vtx.machine.exit_scanner import ExitScanner, exit_dtype
 
 if TYPE_CHECKING:
@@ -150,16 +151,17 @@ class ExitReader:
         cut = lines.skipped.get("cut_or_unreadable", 0)
         if cut:
             return InputError(
-                f"no event can be read: all {cut:,} lines of KVM events are cut", file=name
+                f"no event can be read: {counted(cut, 'line')} of KVM events, all cut", file=name
             )
         if lines.skipped.get("other_event"):
             return InputError(
-                f"none of the {lines.skipped['other_event']:,} events of this trace is KVM's",
+                "the trace has no event of KVM's "
+                f"({counted(lines.skipped['other_event'], 'other event')})",
                 file=name,
                 hint="record kvm:kvm_exit and kvm:kvm_entry",
             )
         return InputError(
-            f"this is no trace of VM exits: none of its {lines.read:,} lines is an event",
+            f"this is no trace of VM exits: no event in {counted(lines.read, 'line')}",
             file=name,
             hint="it wants text of ftrace, trace-cmd, perf script, perf kvm stat or xenalyze",
         )
