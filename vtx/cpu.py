@@ -32,6 +32,7 @@ from vtx.machine.registers import Interruptibility, Registers, Rflags, TableRegi
 from vtx.machine.shape import Shape
 from vtx.machine.snapshot import Snapshot
 from vtx.machine.vmcs import Vmcs
+from vtx.nonroot.progress import Progress
 from vtx.nonroot.quick import QuickPath, learn
 from vtx.rules import (
     vmx_entry,
@@ -207,6 +208,7 @@ class Cpu(Processor):
     ) -> None:
         self.machine = machine if machine is not None else Machine._around(self, profile)
         super().__init__(self.machine.shape, self.machine.memory, number, self.machine.events)
+        self._progress = Progress()
         self._vmread: Any = partial(vmx_fields.vmread, self)
         self.regs = Registers.for_64bit_host(self.shape)
         self.regs.cr3 = image.HOST_PAGE_TABLES
@@ -357,7 +359,15 @@ class Cpu(Processor):
         return self._run(vmx_entry.vmlaunch(self))
 
     def vmresume(self) -> Exit:
-        """VMRESUME: enter the guest again (as :meth:`vmlaunch`)."""
+        """VMRESUME: enter the guest again (as :meth:`vmlaunch`).
+
+        Raises
+        ------
+        EndOfTrace
+            The guest's program ended without a VM exit.
+        EmulationStopped
+            The same exit has come again and again, and nothing has changed in between.
+        """
         quick = self.vmcs.quick if self.vmcs is not None else None
         if isinstance(quick, QuickPath) and quick.processor is self:
             info = quick.round_trip()
@@ -365,6 +375,7 @@ class Cpu(Processor):
                 return Exit(self, info, self._vmread)
         exit = self._run(vmx_entry.vmresume(self))
         learn(self, exit.information)
+        self._progress.see(self, exit.information, self.machine.ept)
         return exit
 
     def proceed(self, program: Program | Trace | None = None) -> Exit:

@@ -169,10 +169,11 @@ class VMfail(VtxError):
 class VMfailInvalid(VMfail):
     """VMfailInvalid: RFLAGS.CF is 1; there is no current VMCS to hold an error number."""
 
-    def __init__(self, instruction: str, why: str) -> None:
+    def __init__(self, instruction: str, why: str, hint: str | None = None) -> None:
         self.instruction = instruction
         self.why = why
-        super().__init__(f"{instruction}: VMfailInvalid: {why}")
+        self.hint = hint
+        super().__init__(f"{instruction}: VMfailInvalid: {why}{f' ({hint})' if hint else ''}")
 
 
 class VMfailValid(VMfail):
@@ -184,15 +185,26 @@ class VMfailValid(VMfail):
         VM-instruction error number.
     check : str or None
         Id of the VM-entry check that failed, for errors 7 and 8.
+    hint : str or None
+        What to do.
     """
 
-    def __init__(self, instruction: str, error: int, why: str, check: str | None = None) -> None:
+    def __init__(
+        self,
+        instruction: str,
+        error: int,
+        why: str,
+        check: str | None = None,
+        hint: str | None = None,
+    ) -> None:
         self.instruction = instruction
         self.error = int(error)
         self.why = why
         self.check = check
+        self.hint = hint
         named = f" [{check}]" if check else ""
-        super().__init__(f"{instruction}: VMfailValid({self.error}): {why}{named}")
+        helps = f" ({hint})" if hint else ""
+        super().__init__(f"{instruction}: VMfailValid({self.error}): {why}{named}{helps}")
 
 
 #: Mnemonics of vectors 0 to 31 (SDM, "Exception and Interrupt Reference"); 2 is no exception but

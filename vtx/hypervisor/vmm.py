@@ -10,12 +10,10 @@ import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vtx.errors import EmulationStopped, EndOfTrace, InputError, UnhandledExit
-from vtx.facts.exits import EXITS, ExitReason, find_exit_reason
-from vtx.facts.fields import Field
+from vtx.errors import EndOfTrace, InputError, UnhandledExit
+from vtx.facts.exits import ExitReason, find_exit_reason
 from vtx.machine.image import GIB, GUEST_BASE
 
 if TYPE_CHECKING:
@@ -36,17 +34,8 @@ Handler = Callable[["Cpu", "Exit"], Any]
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "exit_reasons"
 
-#: Every so many exits the VMM looks whether anything has changed since it looked last ...
-_LOOK_EVERY = 8
-#: ... and if nothing at all has, so many times, the guest is in a loop that never ends.
-_PATIENCE = 8
 #: How many exits lie between two calls of the VMM's `watch`.
 _WATCH_EVERY = 256
-
-_GENERAL_REGISTERS = attrgetter(
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
-    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
-)  # fmt: skip
 
 
 def on(*reasons: ExitReason | int | str) -> Callable[[F], F]:
@@ -196,8 +185,6 @@ class VmmLoop:
         self.outcome = "end"
         self.message = self.check = ""
         self._stopped = False
-        self._last: Any = None
-        self._repeats = 0
 
     def vcpu(self, cpu: Cpu) -> Vcpu:
         """Return what the VMM keeps of the guest's processor that runs on `cpu`."""
@@ -308,10 +295,8 @@ class VmmLoop:
             The guest's program has ended.
         """
         for count in itertools.count():
-            if not count % _LOOK_EVERY:
-                self._notice(cpu, exit)
-                if self.watch is not None and not count % _WATCH_EVERY:
-                    self.watch()
+            if self.watch is not None and not count % _WATCH_EVERY:
+                self.watch()
             self.handle(cpu, exit)
             if self._stopped:
                 return
@@ -333,51 +318,8 @@ class VmmLoop:
         """
         self.outcome, self.message, self._stopped = outcome, message, True
 
-    def _notice(self, cpu: Cpu, exit: Exit) -> None:
-        """Stop exits without progress: the same exit again, with nothing changed in between."""
-        vmcs = cpu.vmcs
-        assert vmcs is not None
-        values, program = vmcs.values, cpu.cursors[0] if cpu.cursors else None
-        state = (
-            values[Field.EXIT_REASON],
-            values[Field.GUEST_RIP],
-            values[Field.EXIT_QUALIFICATION],
-            values[Field.GUEST_PHYSICAL_ADDRESS],
-            values[Field.GUEST_RFLAGS],
-            len(cpu.pending.interrupts),
-            program and (program.index, program.record, tuple(program.iterations.items())),
-            _GENERAL_REGISTERS(cpu.regs),
-        )
-        if state != self._last:
-            self._last, self._repeats = state, 0
-            return
-        self._repeats += 1
-        if self._repeats >= _PATIENCE:
-            raise EmulationStopped(_stuck(exit))
-
 
 def _marked(owner: Any) -> list[Any]:
     """Return the marked functions of a module or an object."""
     found = [getattr(owner, name) for name in dir(owner) if not name.startswith("__")]
     return [value for value in found if callable(value) and hasattr(value, _MARK)]
-
-
-#: What makes an exit happen again, by reason, where it is not RIP.
-_CAUSES = {
-    ExitReason.EPT_VIOLATION: "its handler did not map the page: call cpu.ept.map",
-    ExitReason.EPT_MISCONFIGURATION: "its handler did not correct the EPT entry",
-    ExitReason.EXCEPTION_OR_NMI: "its handler neither injected the exception nor removed its cause",
-    ExitReason.EXTERNAL_INTERRUPT: "its handler did not acknowledge the interrupt",
-    ExitReason.INTERRUPT_WINDOW: "its handler did not turn interrupt-window exiting off",
-    ExitReason.NMI_WINDOW: "its handler did not turn NMI-window exiting off",
-    ExitReason.VMX_PREEMPTION_TIMER_EXPIRED: "its handler did not set the timer again",
-    ExitReason.PAGE_MODIFICATION_LOG_FULL: "its handler did not reset the PML index",
-}
-
-
-def _stuck(exit: Exit) -> str:
-    """Say why the same exit keeps coming."""
-    reason = exit.reason
-    cause = _CAUSES.get(reason, "its handler did not advance RIP: call cpu.skip(exit)")
-    what = EXITS[reason].sdm_title
-    return f"the exit {what!r} at RIP {exit.rip:#x} happens again and again; {cause}"

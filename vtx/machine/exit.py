@@ -265,9 +265,10 @@ class Exit:
         what = row.meaning
         if info.exit_reason_bits & _ENTRY_FAILURE:
             check = f" (check {info.check})" if info.check else ""
+            rule = f". {info.rule}" if info.rule else ""
             return (
                 f"VM entry failed with exit reason {int(info.reason)}, {row.sdm_title}, "
-                f"exit qualification {info.qualification:#x}{check}"
+                f"exit qualification {info.qualification:#x}{check}{rule}"
             )
         details = [f"at RIP {info.guest_rip:#x}"]
         if info.qualification:

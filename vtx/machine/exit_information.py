@@ -45,6 +45,8 @@ class ExitInformation:
         RIP as the guest-state area got it; filled in by the exit, for messages.
     check : str or None
         Id of the VM-entry check that a failed entry broke; for messages, not recorded.
+    rule : str
+        That check's rule in a sentence; for messages, too.
     """
 
     reason: ExitReason
@@ -63,3 +65,4 @@ class ExitInformation:
     exit_reason_bits: int = 0
     guest_rip: int = 0
     check: str | None = None
+    rule: str = ""

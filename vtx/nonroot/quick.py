@@ -242,7 +242,9 @@ class QuickPath:
         cursor = processor.cursors[-1]
         decision = self.decisions.get(id(cursor.operation))
         rip = self.values[_RIP]
-        if decision is not None and rip != cursor.address:
+        if decision is not None:
+            # An instruction that is to exit again with RIP unmoved is for the full way, which
+            # notices exits without progress.
             if rip != decision.end or cursor.address is None:
                 decision = None
             else:

@@ -342,7 +342,11 @@ def _prepare_for_32bit_host(processor: Processor, vmcs: Vmcs) -> None:
 
 
 def entry_failure(
-    processor: Processor, reason: ExitReason, qualification: int = 0, check: str | None = None
+    processor: Processor,
+    reason: ExitReason,
+    qualification: int = 0,
+    check: str | None = None,
+    rule: str = "",
 ) -> ExitInformation:
     """Fail a VM entry after its checks on controls and host state (SDM, "VM-Entry Failures ...").
 
@@ -356,7 +360,9 @@ def entry_failure(
     """
     vmcs = processor.vmcs
     assert vmcs is not None
-    info = ExitInformation(reason, qualification, exit_reason_bits=ENTRY_FAILURE, check=check)
+    info = ExitInformation(
+        reason, qualification, exit_reason_bits=ENTRY_FAILURE, check=check, rule=rule
+    )
     processor.events.handle(reason)
     processor.events.count(Event.ENTRY_FAILURE)
     values = vmcs.values

@@ -25,6 +25,7 @@ from vtx.rules.transitions_msrs import load_at_entry
 from vtx.rules.transitions_synced import Synced
 from vtx.rules.vmx_conditions import without_vmx_instructions
 from vtx.rules.vmx_exits import exit_of
+from vtx.rules.vmx_hints import NO_VMCS
 from vtx.rules.vmx_outcomes import (
     fail_invalid,
     fail_valid,
@@ -96,7 +97,7 @@ def _check_instruction(processor: Processor, name: str) -> ExitInformation | Non
     """Make the instruction's own conditions before the launch state; return its VM exit, if any."""
     # 1. VMX operation.
     if not processor.in_vmx:
-        raise invalid_opcode(name, "outside VMX operation")
+        raise invalid_opcode(name, "outside VMX operation: execute VMXON first, cpu.vmxon()")
     # 2. Protected mode or 64-bit mode.
     if without_vmx_instructions(processor):
         raise invalid_opcode(name, "in a mode without VMX")
@@ -109,7 +110,7 @@ def _check_instruction(processor: Processor, name: str) -> ExitInformation | Non
     vmcs = processor.vmcs
     # 5. A current VMCS ...
     if vmcs is None:
-        raise fail_invalid(processor, name, "there is no current VMCS")
+        raise fail_invalid(processor, name, "there is no current VMCS", NO_VMCS)
     # 6. ... that is no shadow VMCS.
     if vmcs.shadow:
         raise fail_invalid(processor, name, "the current VMCS is a shadow VMCS")
@@ -182,7 +183,8 @@ def _vmfail(processor: Processor, name: str, failure: checks.Failure) -> VMfailV
 def _fail_guest_checks(processor: Processor, failure: checks.Failure) -> ExitInformation:
     assert failure.reason is not None
     reason = ExitReason(failure.reason)
-    return entry_failure(processor, reason, failure.qualification or 0, failure.check.id)
+    check = failure.check
+    return entry_failure(processor, reason, failure.qualification or 0, check.id, check.rule)
 
 
 def _load_msrs(processor: Processor, known: Synced) -> tuple[ExitReason, int, str | None] | None:

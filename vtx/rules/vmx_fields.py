@@ -18,6 +18,7 @@ from vtx.machine.registers import GPR_NAMES, Rflags
 from vtx.machine.vmcs import NO_LINK, Vmcs
 from vtx.rules.physical import read_u8
 from vtx.rules.vmx_conditions import without_vmx_instructions
+from vtx.rules.vmx_hints import NO_VMCS
 from vtx.rules.vmx_operands import (
     MemoryOperand,
     Operand,
@@ -131,7 +132,7 @@ def _vmread(
     regs = processor.regs
     # 1. VMX operation.
     if not processor.in_vmx:
-        raise invalid_opcode("VMREAD", "outside VMX operation")
+        raise invalid_opcode("VMREAD", "outside VMX operation: execute VMXON first, cpu.vmxon()")
     # 2. Protected mode or 64-bit mode.
     if without_vmx_instructions(processor):
         raise invalid_opcode("VMREAD", "in a mode without VMX")
@@ -145,7 +146,7 @@ def _vmread(
     vmcs = _target(processor)
     # 7. A VMCS to read.
     if vmcs is None:
-        raise fail_invalid(processor, "VMREAD", "there is no VMCS to read")
+        raise fail_invalid(processor, "VMREAD", "there is no VMCS to read", NO_VMCS)
     value = _read_field(processor, vmcs, encoding) & mode_mask(processor)
     # 9. Writing a memory operand may fault.
     if destination is not None:
@@ -222,7 +223,7 @@ def _vmwrite(processor: Processor, encoding: int, source: Operand) -> ExitInform
     regs = processor.regs
     # 1. VMX operation.
     if not processor.in_vmx:
-        raise invalid_opcode("VMWRITE", "outside VMX operation")
+        raise invalid_opcode("VMWRITE", "outside VMX operation: execute VMXON first, cpu.vmxon()")
     # 2. Protected mode or 64-bit mode.
     if without_vmx_instructions(processor):
         raise invalid_opcode("VMWRITE", "in a mode without VMX")
@@ -236,7 +237,7 @@ def _vmwrite(processor: Processor, encoding: int, source: Operand) -> ExitInform
     vmcs = _target(processor)
     # 7. A VMCS to write.
     if vmcs is None:
-        raise fail_invalid(processor, "VMWRITE", "there is no VMCS to write")
+        raise fail_invalid(processor, "VMWRITE", "there is no VMCS to write", NO_VMCS)
     # 8. Reading a memory operand may fault.
     value = read_operand(processor, source, 8 if regs.in_64bit_mode else 4)
     _write_field(processor, vmcs, encoding, value & mode_mask(processor))

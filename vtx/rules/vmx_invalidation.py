@@ -67,7 +67,7 @@ def invept(
         raise invalid_opcode("INVEPT", "with a register operand")
     # 2. VMX operation.
     if not processor.in_vmx:
-        raise invalid_opcode("INVEPT", "outside VMX operation")
+        raise invalid_opcode("INVEPT", "outside VMX operation: execute VMXON first, cpu.vmxon()")
     # 3. A CPU that has it.
     if not (shape.has_ept and shape.ept_vpid_cap(_CAP_INVEPT)):
         raise invalid_opcode("INVEPT", f"does not exist on {shape.name}")
@@ -122,7 +122,7 @@ def invvpid(
         raise invalid_opcode("INVVPID", "with a register operand")
     # 2. VMX operation.
     if not processor.in_vmx:
-        raise invalid_opcode("INVVPID", "outside VMX operation")
+        raise invalid_opcode("INVVPID", "outside VMX operation: execute VMXON first, cpu.vmxon()")
     # 3. A CPU that has it.
     if not (shape.has_vpid and shape.ept_vpid_cap(_CAP_INVVPID)):
         raise invalid_opcode("INVVPID", f"does not exist on {shape.name}")

@@ -146,7 +146,7 @@ def vmxoff(processor: Processor) -> ExitInformation | None:
     regs = processor.regs
     # 1. VMX operation.
     if not processor.in_vmx:
-        raise invalid_opcode("VMXOFF", "outside VMX operation")
+        raise invalid_opcode("VMXOFF", "outside VMX operation: execute VMXON first, cpu.vmxon()")
     # 2. Protected mode or 64-bit mode.
     if without_vmx_instructions(processor):
         raise invalid_opcode("VMXOFF", "in a mode without VMX")
@@ -190,7 +190,7 @@ def vmcall(processor: Processor) -> ExitInformation | None:
     regs = processor.regs
     # 1. VMX operation.
     if not processor.in_vmx:
-        raise invalid_opcode("VMCALL", "outside VMX operation")
+        raise invalid_opcode("VMCALL", "outside VMX operation: execute VMXON first, cpu.vmxon()")
     # 2. In VMX non-root operation it exits, in any mode and at any CPL.
     if processor.non_root:
         return exit_of(processor, "vmcall")

@@ -12,6 +12,7 @@ from vtx.errors import GuestFault, VMfail, VMfailInvalid, VMfailValid
 from vtx.facts.fields import Field
 from vtx.facts.instruction_errors import INSTRUCTION_ERRORS, InstructionError
 from vtx.machine.events import Event
+from vtx.rules.vmx_hints import HINTS
 
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
@@ -36,11 +37,13 @@ def succeed(processor: Processor, event: Event = Event.VMX_INSTRUCTION) -> None:
     processor.events.count(event)
 
 
-def fail_invalid(processor: Processor, instruction: str, why: str) -> VMfailInvalid:
+def fail_invalid(
+    processor: Processor, instruction: str, why: str, hint: str | None = None
+) -> VMfailInvalid:
     """VMfailInvalid: CF is 1, the other status flags 0."""
     processor.regs.rflags = processor.regs.rflags & ~STATUS_FLAGS | _CF
     processor.events.count(Event.VMFAIL)
-    return VMfailInvalid(instruction, why)
+    return VMfailInvalid(instruction, why, hint)
 
 
 def fail_valid(
@@ -58,7 +61,8 @@ def fail_valid(
     assert processor.vmcs is not None
     processor.vmcs.values[Field.VM_INSTRUCTION_ERROR] = int(error)
     processor.events.count(Event.VMFAIL)
-    return VMfailValid(instruction, error, why or INSTRUCTION_ERRORS[error].text, check)
+    text = why or INSTRUCTION_ERRORS[error].text
+    return VMfailValid(instruction, error, text, check, HINTS.get(error))
 
 
 def fail(
@@ -66,7 +70,9 @@ def fail(
 ) -> VMfail:
     """VMfail: VMfailValid if there is a current VMCS, else VMfailInvalid."""
     if processor.vmcs is None:
-        return fail_invalid(processor, instruction, why or INSTRUCTION_ERRORS[error].text)
+        hint = HINTS.get(error)
+        text = why or INSTRUCTION_ERRORS[error].text
+        return fail_invalid(processor, instruction, text, hint)
     return fail_valid(processor, instruction, error, why)
 
 

@@ -90,7 +90,7 @@ def vmclear(processor: Processor, operand: Operand) -> ExitInformation | None:
         raise invalid_opcode("VMCLEAR", "with a register operand")
     # 2. VMX operation.
     if not processor.in_vmx:
-        raise invalid_opcode("VMCLEAR", "outside VMX operation")
+        raise invalid_opcode("VMCLEAR", "outside VMX operation: execute VMXON first, cpu.vmxon()")
     # 3. Protected mode or 64-bit mode.
     if without_vmx_instructions(processor):
         raise invalid_opcode("VMCLEAR", "in a mode without VMX")
@@ -132,7 +132,7 @@ def vmptrld(processor: Processor, operand: Operand) -> ExitInformation | None:
         raise invalid_opcode("VMPTRLD", "with a register operand")
     # 2. VMX operation.
     if not processor.in_vmx:
-        raise invalid_opcode("VMPTRLD", "outside VMX operation")
+        raise invalid_opcode("VMPTRLD", "outside VMX operation: execute VMXON first, cpu.vmxon()")
     # 3. Protected mode or 64-bit mode.
     if without_vmx_instructions(processor):
         raise invalid_opcode("VMPTRLD", "in a mode without VMX")
@@ -190,7 +190,7 @@ def vmptrst(
         raise invalid_opcode("VMPTRST", "with a register operand")
     # 2. VMX operation.
     if not processor.in_vmx:
-        raise invalid_opcode("VMPTRST", "outside VMX operation")
+        raise invalid_opcode("VMPTRST", "outside VMX operation: execute VMXON first, cpu.vmxon()")
     # 3. Protected mode or 64-bit mode.
     if without_vmx_instructions(processor):
         raise invalid_opcode("VMPTRST", "in a mode without VMX")
