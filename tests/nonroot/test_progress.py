@@ -81,7 +81,7 @@ def test_the_linear_address_was_mapped(cpu: Cpu) -> None:
         guest_physical_address=0x9000,
     )
     progress = Progress()
-    with pytest.raises(EmulationStopped, match="guest-linear address 0x40000000.*here 0x9000"):
+    with pytest.raises(EmulationStopped, match=r"guest-linear address 0x40000000.*here 0x9000"):
         for _ in range(100):
             progress.see(cpu, info, cpu.ept)
 
