@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.nonroot.guests import capable_shape, inside
-from tests.rules.bench import ACTIVATE, Bench, execution, fault_of
+from tests.rules.bench import ACTIVATE, GUEST, Bench, execution, fault_of
 from vtx.facts.controls import Proc1, Proc2, Proc3
 from vtx.facts.fields import Field as F
 from vtx.facts.msrs import Msr
 from vtx.machine.processor import PendingEvents, Processor
-from vtx.machine.registers import Activity
+from vtx.machine.registers import Activity, Cr4
 from vtx.rules.ipi import destinations, send
 
 APIC, APIC_HOST = 0x7000, (1 << 30) + 0x7000
@@ -217,3 +217,95 @@ def test_the_guest_interrupts_itself_through_its_own_apic(bench: Bench) -> None:
     assert processor.regs.rax == 0x40042
     assert fault_of(processor, "wrmsr msr=0x83f value=0x100") == (13, 0)
     processor.pending.interrupts.clear()
+
+
+# ---- User IPIs ----------------------------------------------------------------------------------
+
+UITT, UPID, INDEX = 0x9000, 0xA000, 3
+
+
+def with_targets(bench: Bench, vector: int, control: int, **controls: bool) -> Processor:
+    """Return a processor whose user-interrupt target table has an entry."""
+    processor = at(bench, **controls)
+    regs, memory = processor.regs, processor.memory
+    regs.cr4 |= Cr4.UINTR
+    regs.msrs[Msr.IA32_UINTR_TT] = UITT | 1
+    regs.msrs[Msr.IA32_UINTR_MISC] = INDEX
+    regs.msrs[Msr.IA32_APIC_BASE] = 0xFEE0_0D00
+    memory.write(GUEST + UITT + 16 * INDEX, (1 | vector << 8 | UPID << 64).to_bytes(16, "little"))
+    memory.write(GUEST + UPID, control.to_bytes(16, "little"))
+    return processor
+
+
+@given(
+    vector=st.integers(0, 63),
+    posted=st.integers(0, (1 << 64) - 1),
+    on=st.booleans(),
+    suppressed=st.booleans(),
+    shadow=st.booleans(),
+    ipis=st.booleans(),
+    target=st.integers(0, LAST + 1),
+    by_msr=st.booleans(),
+)
+def test_user_ipis(
+    bench: Bench,
+    vector: int,
+    posted: int,
+    on: bool,
+    suppressed: bool,
+    shadow: bool,
+    ipis: bool,
+    target: int,
+    by_msr: bool,
+) -> None:
+    """Posted for the receiver; the notification goes by the real or the virtual APIC."""
+    ndst = target if by_msr or not shadow else target << 8
+    control = on | suppressed << 1 | 0x99 << 16 | ndst << 32 | posted << 64
+    processor = with_targets(bench, vector, control, ipis=ipis, by_msr=by_msr)
+    descriptor = describe(bench, 0x77 << 16)
+    if not shadow:
+        bench.vmcs[F.PRIMARY_PROCESSOR_BASED_CONTROLS] = ACTIVATE
+    exit = execution(processor, f"senduipi rax index={INDEX}")
+    notified = not on and not suppressed
+    now = int.from_bytes(processor.memory.read(GUEST + UPID, 16), "little")
+    assert now == control | 1 << 64 + vector | (1 if notified else 0)
+    interrupts = list(processor.pending.interrupts)
+    if not notified:
+        assert exit is None
+        assert not interrupts
+    elif not shadow:
+        # This machine's only processor has number 0.
+        assert exit is None
+        assert interrupts == ([0x99] if ndst == 0 else [])
+    elif ipis and target <= LAST:
+        assert exit is None
+        assert interrupts == [0x77]
+        assert processor.memory.read_u8(descriptor + 0x99 // 8) == 1 << 0x99 % 8
+    else:
+        assert (exit.reason, exit.qualification, exit.trap) == (56, 0x300, True)
+        page = processor.vmcs[F.VIRTUAL_APIC_ADDRESS]
+        high = target if by_msr else target << 24
+        assert processor.memory.read_u32(page + 0x300) == 0x99
+        assert processor.memory.read_u32(page + 0x310) == high
+
+
+@pytest.mark.parametrize(
+    ("entry", "control"),
+    [
+        (UPID << 64, 0),  # not valid
+        (1 | 1 << 1 | UPID << 64, 0),
+        (1 | 1 << 14 | UPID << 64, 0),
+        (1 | 1 << 16 | UPID << 64, 0),
+        (1 | (UPID + 1) << 64, 0),
+        (1 | UPID << 64, 1 << 2),
+        (1 | UPID << 64, 1 << 24),
+    ],
+)
+def test_entries_and_descriptors_with_reserved_bits_fault(
+    bench: Bench, entry: int, control: int
+) -> None:
+    processor = with_targets(bench, 0, control)
+    processor.memory.write(GUEST + UITT + 16 * INDEX, entry.to_bytes(16, "little"))
+    assert fault_of(processor, f"senduipi rax index={INDEX}") == (13, 0)
+    assert fault_of(processor, f"senduipi rax index={INDEX + 1}") == (13, 0)
+    assert processor.memory.read(GUEST + UPID, 16) == control.to_bytes(16, "little")

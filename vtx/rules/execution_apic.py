@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from vtx.machine.vmcs import Vmcs
 
 __all__ = [
+    "VICR_HIGH",
+    "VICR_LOW",
     "VTPR",
     "acknowledge_virtual_interrupt",
     "apic_write",
     "has_virtual_interrupt",
+    "icr_write",
     "post_interrupts",
     "ppr_virtualization",
     "read_register",
@@ -212,14 +215,14 @@ def apic_write(processor: Processor, offset: int) -> ExitInformation | None:
         write_register(processor, VEOI, 0)
         return _eoi(processor)
     if register == VICR_LOW:
-        return _icr_write(processor, read_register(processor, VICR_HIGH) >> 24)
+        return icr_write(processor, read_register(processor, VICR_HIGH) >> 24)
     if register == VICR_HIGH:
         write_register(processor, VICR_HIGH, read_register(processor, VICR_HIGH) & 0xFF00_0000)
         return None
     return _apic_write_exit(register)
 
 
-def _icr_write(processor: Processor, target: int) -> ExitInformation | None:
+def icr_write(processor: Processor, target: int) -> ExitInformation | None:
     """Do what a write to VICR_LO leads to; `target` is the virtual APIC ID that VICR_HI names."""
     icr = read_register(processor, VICR_LOW)
     if (
@@ -280,7 +283,7 @@ def write_x2apic(processor: Processor, msr: int, value: int) -> ExitInformation 
     if msr == Msr.IA32_X2APIC_ICR and _vmcs(processor).proc3 & Proc3.IPI_VIRTUALIZATION:
         _no_reserved_icr_bits(msr, value)
         processor.memory.write_u64(_page(processor) + VICR_LOW, value)
-        return _icr_write(processor, value >> 32)
+        return icr_write(processor, value >> 32)
     _write_real_x2apic(processor, msr, value)
     return None
 

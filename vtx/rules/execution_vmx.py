@@ -1,4 +1,4 @@
-"""VMX instructions that the guest executes without an exit: VMCS shadowing and VM functions."""
+"""VMX instructions that the guest executes without an exit, and SENDUIPI."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from vtx.errors import GuestFault, VMfail
 from vtx.facts.fields import Field
 from vtx.machine.encoding import has_memory_operand
-from vtx.machine.registers import Cr4
 from vtx.machine.vmcs import NO_LINK
 from vtx.rules import vmx_fields
 from vtx.rules.execution_memory import read, write
 from vtx.rules.execution_registers import put
-from vtx.rules.exiting_faults import GP, UD
+from vtx.rules.exiting_faults import GP
 from vtx.rules.exiting_information import operand_address, register
+from vtx.rules.user_ipi import senduipi
 from vtx.rules.vmx_functions import invoke
 
 if TYPE_CHECKING:
@@ -67,17 +67,5 @@ def vmfunc(processor: Processor, instruction: Instruction) -> None:
     invoke(processor)
 
 
-def enclosed(processor: Processor, instruction: Instruction) -> None:
-    """SENDUIPI: user interrupts are not enabled for the guest, so it raises #UD.
-
-    The model has no user-interrupt delivery; CR4.UINTR is where a guest would enable it.
-    """
-    if not processor.regs.cr4 & Cr4.UINTR:
-        raise GuestFault(UD, None, "SENDUIPI with CR4.UINTR 0")
-    if not processor.regs.msrs.get(0x98A, 0) & 1:
-        raise GuestFault(UD, None, "SENDUIPI with IA32_UINTR_TT[0] 0")
-    raise GuestFault(GP, 0, "SENDUIPI beyond the user-interrupt target table")
-
-
 #: What each instruction does when it does not exit.
-EFFECTS = {"vmread": vmread, "vmwrite": vmwrite, "vmfunc": vmfunc, "senduipi": enclosed}
+EFFECTS = {"vmread": vmread, "vmwrite": vmwrite, "vmfunc": vmfunc, "senduipi": senduipi}

@@ -350,7 +350,8 @@ OUT_OF_REACH = {
     "rsm": "only SMM can execute RSM; a guest's RSM raises #UD, which is what the model does",
     "spp_related": "needs sub-page write permissions, which the page walker does not know",
     "erets_eretu": "needs FRED event delivery; without CR4.FRED both raise #UD, as here",
-    "senduipi": "there is no user-interrupt target table: the notification IPI is never sent",
+    "user_interrupt": "user interrupts are sent (SENDUIPI) and notified, but not delivered to "
+    "their receiver: the guest's user code has no handler for them in a program",
     "apic_access": "of guest-physical accesses, those that load PDPTEs are looked at, and not "
     "those of a walk through guest paging structures that lie in the APIC-access page themselves",
 }

@@ -19,7 +19,16 @@ from vtx.rules.limits import physical_width
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
 
-__all__ = ["ICR_RESERVED", "arrive", "destinations", "interrupt", "logical_id", "post_ipi", "send"]
+__all__ = [
+    "ICR_RESERVED",
+    "arrive",
+    "destinations",
+    "interrupt",
+    "logical_id",
+    "notify",
+    "post_ipi",
+    "send",
+]
 
 #: Bits of the interrupt command register in x2APIC mode that must be 0.
 ICR_RESERVED = 0xFFF3_3000
@@ -117,11 +126,11 @@ def post_ipi(processor: Processor, vector: int, target: int) -> bool:
     control = memory.read_u64(descriptor + _REQUEST_BYTES)
     if not control & (_OUTSTANDING | _SUPPRESSED):
         memory.write_u64(descriptor + _REQUEST_BYTES, control | _OUTSTANDING)
-        _notify(processor, bits(control, 23, 16), control >> 32)
+        notify(processor, bits(control, 23, 16), control >> 32)
     return True
 
 
-def _notify(processor: Processor, vector: int, destination: int) -> None:
+def notify(processor: Processor, vector: int, destination: int) -> None:
     """Send a notification to the logical processor that a descriptor names."""
     if not processor.regs.msrs.get(Msr.IA32_APIC_BASE, 0) & _X2APIC_MODE:
         # An 8-bit ID in xAPIC mode.
