@@ -108,6 +108,17 @@ def test_ltr_makes_the_tss_busy(bench: Bench) -> None:
         assert fault_of(processor, f"ltr ax value={selector}") == (13, selector & ~3)
 
 
+def test_both_halves_of_a_system_descriptor_must_be_in_the_table(bench: Bench) -> None:
+    processor = with_table(bench).cpu
+    for limit, loads in ((TSS + 15, True), (TSS + 14, False), (TSS + 7, False), (TSS, False)):
+        with_table(bench)
+        processor.regs.gdtr = processor.regs.gdtr._replace(limit=limit)
+        if loads:
+            execution(processor, f"ltr ax value={TSS}")
+        else:
+            assert fault_of(processor, f"ltr ax value={TSS}") == (13, TSS)
+
+
 def test_mov_to_ss_blocks_events(bench: Bench) -> None:
     processor = with_table(bench).cpu
     execution(processor, f"mov ss, ax value={DATA}")

@@ -117,6 +117,17 @@ def test_ipi_virtualization(
         assert (exit.reason, exit.qualification, exit.trap) == (56, 0x300, True)
 
 
+@pytest.mark.parametrize(("control", "sends"), [(0, True), (1, False), (2, False), (3, False)])
+def test_a_descriptor_that_is_outstanding_or_suppressed_sends_nothing(
+    bench: Bench, control: int, sends: bool
+) -> None:
+    processor = at(bench)
+    descriptor = describe(bench, control | 0x77 << 16)
+    assert write_icr(processor, 0x40, 0, by_msr=False) is None
+    assert list(processor.pending.interrupts) == ([0x77] if sends else [])
+    assert processor.memory.read_u8(descriptor + 8) == 1
+
+
 @pytest.mark.parametrize("flaw", [0, 2, 3, 1 | 1 << 5, 1 | 1 << 60])
 def test_a_pid_pointer_that_is_not_valid_exits(bench: Bench, flaw: int) -> None:
     processor = at(bench)
