@@ -50,6 +50,7 @@ struct vtx_sim {
     uint8_t mode;    /* enum side_mode */
     uint8_t uniform; /* each side has pages of one size */
     uint8_t size[2]; /* by side, if uniform: of what a TLB holds */
+    uint8_t frontal; /* the front may pass what was used last */
     sim_front front;
     sim_walker walker;
 };
@@ -122,7 +123,8 @@ static inline void look_up(vtx_sim *sim, unsigned side, uint32_t kind, uint64_t 
     unsigned guest;
     const unsigned size = sim->uniform ? sim->size[side] : size_at(sim, side, address, &guest);
     const sim_level *level = sim->levels[side];
-    front_note(&sim->front, sim->mode == TOGETHER ? 0 : side, address, level->array[size] != NULL);
+    front_note(&sim->front, sim->mode == TOGETHER ? 0 : side, address,
+               sim->frontal && level->array[size]);
     for (unsigned i = sim->level_count[side]; i; i--, level++) {
         sim_array *array = level->array[size];
         const unsigned stored = level->stored[size];
@@ -359,10 +361,12 @@ static const char *side_error(const vtx_sim_geometry *geometry, unsigned side) {
         slots[array->level] = array->slot;
         pages[array->level] |= array->pages;
     }
+    if (!(geometry->flags >> side & 1))
+        return NULL;
     for (unsigned level = 2; level <= VTX_SIM_LEVELS; level++)
         if (pages[level] && !pages[level - 1])
             return "a level is missing below another";
-    if ((geometry->flags >> side & 1) && !pages[1])
+    if (!pages[1])
         return side ? "data has no first-level TLB" : "instruction fetches have no first-level TLB";
     return NULL;
 }
@@ -463,6 +467,10 @@ static void set_front(vtx_sim *sim) {
             array->sets <= FRONT_SETS)
             front->set_mask[side] = array->set_mask;
     }
+    /* If fetches and data hold one address as pages of two sizes, a page of one is none of the
+     * other. */
+    const vtx_sim_pages *guest = &sim->geometry.guest;
+    sim->frontal = sim->mode != TOGETHER || guest->size[0] == guest->size[1];
     /* A page stands where it does whatever the set: a few places do for a page used last. */
     front->mask = front->set_mask[0] | front->set_mask[1] | 15;
     memset(front->pages, 0xFF, sizeof front->pages);

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from vtx.lab.table import Table
     from vtx.tlb.geometry import Geometry
-    from vtx.tlb.simulate import LevelCounts, Result
+    from vtx.tlb.simulation import LevelCounts, Result
 
 __all__ = ["Tlb"]
 
@@ -71,7 +71,7 @@ class Tlb(Command):
 
 def _simulate(args: argparse.Namespace) -> list[Result]:
     from vtx.streams import open_stream
-    from vtx.tlb.simulate import simulate
+    from vtx.tlb.simulation import simulate
 
     geometries, labels = _geometries(args)
     threads = _threads(args.threads)
@@ -130,7 +130,7 @@ def _geometries(args: argparse.Namespace) -> tuple[list[Geometry], list[str]]:
 
 
 def _by_kind(counts: tuple[int, ...]) -> dict[str, int]:
-    from vtx.tlb.simulate import KINDS
+    from vtx.tlb.simulation import KINDS
 
     return dict(zip(KINDS, counts, strict=True))
 
@@ -186,7 +186,7 @@ def _csv(results: list[Result]) -> str:
     import csv
     import io
 
-    from vtx.tlb.simulate import KINDS
+    from vtx.tlb.simulation import KINDS
 
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -222,7 +222,7 @@ def _tables(results: list[Result]) -> list[Table]:
 
 
 def _rows(results: list[Result]) -> Iterator[list[str]]:
-    from vtx.tlb.simulate import KINDS
+    from vtx.tlb.simulation import KINDS
 
     for result in results:
         head = [result.geometry.name, result.virtualization]

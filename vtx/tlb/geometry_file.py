@@ -221,7 +221,7 @@ def check_sides(geometry: Geometry) -> None:
     """
     used = {"all": 3, "data": 2, "instructions": 1}[geometry.stream]
     for side, who in ((1, "instruction fetches"), (2, "data")):
-        chain = [level for level in geometry.levels if level.sides & side]
+        chain = [level for level in geometry.levels if level.sides & side & used]
         for number, level in enumerate(chain, 1):
             if level.number < number:
                 raise InputError(
