@@ -28,6 +28,7 @@ from vtx.profiles import names
 
 TRACES = Path(__file__).parents[2] / "traces"
 TEACHING = ("01-cpuid", "02-ept-violation", "03-cr-msr-io", "04-two-processors")
+OTHER_MODES = ("05-protected", "06-real-mode", "07-virtual-8086", "08-pae")
 WITHOUT_EPT = ("prescott_p4_672", "merom_core2", "penryn_core2")
 
 
@@ -65,7 +66,7 @@ def test_bfs_holds():
 
 def test_every_shipped_trace_is_here_and_says_what_it_is():
     found = sorted(path.stem for path in TRACES.glob("*.yaml"))
-    assert found == sorted([*TEACHING, "sqlite", "bfs"])
+    assert found == sorted([*TEACHING, *OTHER_MODES, "sqlite", "bfs"])
     for name in found:
         header = load_trace(TRACES / f"{name}.yaml").header
         assert header.name

@@ -106,6 +106,9 @@ class Processor:
         has seen it.
     pushed_bytes : int
         Bytes of each item that this delivery pushed: 8, 4 or 2.
+    watched : list of (int, int, int) or None
+        Linear address, bytes and kind of the data accesses of the current instruction, while
+        DR7 enables a breakpoint.
     same_fault : tuple of (object, int)
         The last exception that was delivered and where the guest's program stood, and how often
         that has repeated itself.
@@ -153,6 +156,7 @@ class Processor:
         self.monitor_armed = False
         self.delivered: tuple[int, int | None] | None = None
         self.pushed_bytes = 8
+        self.watched: list[tuple[int, int, int]] | None = None
         self.same_fault: tuple[object, int] = (None, 0)
         self.pause_loop: tuple[int, int] | None = None
         self.apic_write: int | None = None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtx.errors import EmulationStopped, EndOfTrace, GuestFault, InputError
 from vtx.facts.controls import Proc1
+from vtx.facts.msrs import Msr
 from vtx.machine.events import Event as Counted
 from vtx.machine.exit_information import ExitInformation
 from vtx.machine.mmu import Access, WalkStatus
@@ -16,6 +17,7 @@ from vtx.nonroot.fetch import fetch_address, is_flat
 from vtx.nonroot.kernel import NEEDS_RIP, arrive, enter_handler, page_in
 from vtx.nonroot.position import at_record, is_fetch, jump, resume, stand
 from vtx.rules.boundary import after_vm_entry, at_boundary, is_quiet, steps_to_timer, tick
+from vtx.rules.breakpoints import ARMED, before_instruction, conditions_of
 from vtx.rules.delivery import exception, fault_event
 from vtx.rules.execution import execute
 from vtx.rules.execution_apic_page import reference
@@ -36,6 +38,8 @@ _STI_OR_MOV_SS = 3
 #: VIF and VIP.
 _VIRTUAL_INTERRUPT = 3 << 19
 _SINGLE_STEP = 1 << 14
+#: Single-step on branches, in IA32_DEBUGCTL.
+_BTF = 1 << 1
 _FETCH = Access.FETCH
 _MAX_JUMPS = 100_000
 
@@ -221,10 +225,7 @@ class Guest:
         blocking = regs.interruptibility_state & _STI_OR_MOV_SS
         flags = regs.rflags
         try:
-            if flags & _VIRTUAL_INTERRUPT == _VIRTUAL_INTERRUPT:
-                check_virtual_interrupt(regs)
-            rip = regs.rip if is_flat(regs) else fetch_address(regs, instruction.length)
-            access(processor, rip, instruction.length, _FETCH)
+            self._fetch(instruction, flags)
             if cursor.page_fault is not None:
                 page_in(processor, cursor)
             exits = decide(processor, instruction)
@@ -242,6 +243,23 @@ class Guest:
             self._complete(instruction, blocking, flags)
         return exits
 
+    def _fetch(self, instruction: Instruction, flags: int) -> None:
+        """Do what comes before an instruction is decoded: breakpoint, then its bytes."""
+        processor, regs = self.processor, self.regs
+        if flags & _VIRTUAL_INTERRUPT == _VIRTUAL_INTERRUPT:
+            check_virtual_interrupt(regs)
+        rip = regs.rip if is_flat(regs) else fetch_address(regs, instruction.length)
+        if regs.system.dr7 & ARMED:
+            before_instruction(processor, rip)
+        access(processor, rip, instruction.length, _FETCH)
+
+    def _single_steps(self, instruction: Instruction) -> bool:
+        """Tell whether TF traps here: after branches only with IA32_DEBUGCTL.BTF."""
+        regs = self.regs
+        if not regs.msrs.get(Msr.IA32_DEBUGCTL, 0) & _BTF:
+            return True
+        return instruction.name in TRANSFERS and regs.rip != instruction.end
+
     def _complete(self, instruction: Instruction, blocking: int, flags: int) -> None:
         """Do what follows every instruction that neither faulted nor exited."""
         processor, regs = self.processor, self.regs
@@ -249,8 +267,10 @@ class Guest:
         processor.events.count(Counted.GUEST_INSTRUCTION)
         if blocking:
             regs.interruptibility_state &= ~blocking
+        if processor.watched is not None:
+            regs.pending_debug_exceptions |= conditions_of(processor, instruction)
         if flags & (_TF | _RF) and processor.delivered is None:
-            if flags & _TF:
+            if flags & _TF and self._single_steps(instruction):
                 regs.pending_debug_exceptions |= _SINGLE_STEP
             if instruction.name not in TRANSFERS:
                 regs.rflags &= ~_RF

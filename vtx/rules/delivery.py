@@ -17,6 +17,7 @@ from vtx.errors import GuestFault
 from vtx.facts.controls import Pin
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
+from vtx.facts.msrs import Msr
 from vtx.machine.events import Event as Counted
 from vtx.machine.exit_information import ExitInformation
 from vtx.machine.registers import Activity, Cr0, Interruptibility, Rflags
@@ -54,6 +55,8 @@ _SOFTWARE = frozenset(
 )
 #: Debug conditions: breakpoints 3:0, access to a debug register (13), single step (14).
 _DR6_CONDITIONS, _ACCESS_DETECTED = 0x600F, 1 << 13
+#: Last-branch recording and single-step on branches, in IA32_DEBUGCTL.
+_LBR_AND_BTF = 3
 _NMI_UNBLOCKING = 1 << 12
 _BLOCKING = Interruptibility.STI | Interruptibility.MOV_SS
 
@@ -236,8 +239,14 @@ def _delivered(processor: Processor, event: Event) -> None:
 
 
 def _update_debug_registers(processor: Processor, conditions: int) -> None:
-    """Report the conditions of a debug exception in DR6; detecting an access clears DR7.GD."""
+    """Report the conditions of a debug exception in DR6; detecting an access clears DR7.GD.
+
+    Single-stepping on branches and the recording of branches end.
+    """
     regs = processor.regs
+    control = regs.msrs.get(Msr.IA32_DEBUGCTL, 0)
+    if control & _LBR_AND_BTF:
+        regs.msrs[Msr.IA32_DEBUGCTL] = control & ~_LBR_AND_BTF
     regs.dr6 |= conditions & _DR6_CONDITIONS
     if conditions & _ACCESS_DETECTED:
         regs.dr7 &= ~_ACCESS_DETECTED

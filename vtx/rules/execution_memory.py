@@ -37,6 +37,8 @@ __all__ = [
 
 _GP, _PF, _VE = 13, 14, 20
 _PAGE = 4096
+#: Accesses that breakpoints on data look at.
+_WATCHED = (Access.LOAD, Access.STORE, Access.MODIFY)
 _GLA_VALID = 7
 _SUPPRESS_VE = 63
 _VE_BUSY = 0xFFFF_FFFF
@@ -160,6 +162,8 @@ def _virtualization_exception(processor: Processor, walk: Walk) -> GuestFault:
 
 def _reach(processor: Processor, linear: int, size: int, kind: int, delivery: bool) -> int:
     """Return the host-physical address of an access within one page, the APIC's included."""
+    if processor.watched is not None and kind in _WATCHED and not delivery:
+        processor.watched.append((linear, size, kind))
     address = processor.mmu.locate(processor.context, linear, kind)
     if isinstance(address, Walk):
         raise stopped(processor, address, delivery=delivery)
