@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.nonroot.guests import GuestCpu, capable_shape, inside
 from vtx.cpu import Cpu, MemoryOperand, RegisterOperand
-from vtx.errors import UnhandledExit
+from vtx.errors import EndOfTrace, UnhandledExit
 from vtx.facts.controls import Proc2
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
@@ -53,6 +53,20 @@ FIXED: list[tuple[str, Act]] = [
         lambda cpu: cpu.vmwrite(Field.GUEST_RIP, RegisterOperand(12)),
     ),
 ]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[GuestCpu]:
+    with inside(capable_shape()) as cpu:
+        yield cpu
+
+
+def again(cpu: GuestCpu) -> GuestCpu:
+    """Let the guest run on after its last exit, up to the end of its program."""
+    if not cpu.non_root:
+        with pytest.raises(EndOfTrace):
+            cpu.vmresume()
+    return cpu
 
 
 def recorded(cpu: GuestCpu) -> tuple[int, ...]:
@@ -97,26 +111,29 @@ def test_vmfunc_exits_with_its_length():
     st.integers(0, (1 << 31) - 1),
     st.sampled_from(SEGMENT_REGISTERS),
 )
-def test_operands_of_invept_are_where_the_manual_has_them(register: int, offset: int, segment: str):
-    with inside(capable_shape()) as cpu:
-        exit = cpu.invept(RegisterOperand(register), MemoryOperand(offset, segment))
-        assert exit is not None
-        assert exit.qualification == offset
-        information = exit.instruction_information
-        assert information >> 28 == register
-        assert information >> 15 & 7 == SEGMENT_REGISTERS.index(segment)
-        # Neither base nor index, 64-bit addresses.
-        assert information & 0x0840_0780 == 0x0840_0100
-        prefixes = (segment != "ds") + (register > 7)
-        assert exit.instruction_length == 4 + 1 + 5 + prefixes
+def test_operands_of_invept_are_where_the_manual_has_them(
+    running: GuestCpu, register: int, offset: int, segment: str
+):
+    exit = again(running).invept(RegisterOperand(register), MemoryOperand(offset, segment))
+    assert exit is not None
+    assert exit.qualification == offset
+    information = exit.instruction_information
+    assert information >> 28 == register
+    assert information >> 15 & 7 == SEGMENT_REGISTERS.index(segment)
+    # Neither base nor index, 64-bit addresses.
+    assert information & 0x0840_0780 == 0x0840_0100
+    prefixes = (segment != "ds") + (register > 7)
+    assert exit.instruction_length == 4 + 1 + 5 + prefixes
 
 
 @given(st.integers(0, 15), st.integers(0, (1 << 64) - 1))
-def test_operands_of_vmwrite_are_in_registers(source: int, value: int):
-    with inside(capable_shape()) as cpu:
-        setattr(cpu.regs, GENERAL_REGISTERS[source], value)
-        exit = cpu.vmwrite(Field.GUEST_RSP, RegisterOperand(source))
-        assert exit is not None
-        assert exit.instruction_information == 1 << 28 | 1 << 10 | source << 3
-        assert exit.qualification == 0
-        assert cpu.regs.rcx == Field.GUEST_RSP
+def test_operands_of_vmwrite_are_in_registers(running: GuestCpu, source: int, value: int):
+    cpu = again(running)
+    rsp = cpu.regs.rsp
+    setattr(cpu.regs, GENERAL_REGISTERS[source], value)
+    exit = cpu.vmwrite(Field.GUEST_RSP, RegisterOperand(source))
+    assert exit is not None
+    assert exit.instruction_information == 1 << 28 | 1 << 10 | source << 3
+    assert exit.qualification == 0
+    assert cpu.regs.rcx == Field.GUEST_RSP
+    cpu.vmwrite(Field.GUEST_RSP, rsp)
