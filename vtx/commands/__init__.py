@@ -13,6 +13,7 @@ from vtx.commands.profiles import Profiles
 from vtx.commands.replay import Replay
 from vtx.commands.tlb import Tlb
 from vtx.commands.verify import Verify
+from vtx.commands.walk import Walk2D
 
 __all__ = ["COMMANDS", "Command"]
 
@@ -23,6 +24,7 @@ COMMANDS: tuple[type[Command], ...] = (
     Exits,
     Import,
     Tlb,
+    Walk2D,
     Check,
     Verify,
     Profiles,

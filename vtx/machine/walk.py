@@ -264,6 +264,14 @@ class Walk:
         name = status.name.lower().replace("_", " ")
         return f"{what}: {name}" + (f" at {gpa}" if self._c.gpa_valid else "")
 
+    def _repr_html_(self) -> str | None:
+        """Draw a recorded walk, as notebooks ask for it."""
+        if self._steps is None:
+            return None
+        from vtx.machine.walk_svg import walk_svg
+
+        return walk_svg(self)
+
     def __repr__(self) -> str:
         return f"<Walk {self.explain()}>"
 
