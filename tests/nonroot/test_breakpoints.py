@@ -106,6 +106,20 @@ def test_delivery_of_a_debug_exception_ends_stepping_on_branches() -> None:
         assert cpu.vmread(F.GUEST_IA32_DEBUGCTL) == 0
 
 
+def test_a_breakpoint_that_the_vmm_moves_is_met_after_many_equal_round_trips() -> None:
+    """DR0 is no field of the VMCS: nothing there says that the guest has changed."""
+    with guest() as cpu:
+        cpu.vmwrite(F.EXCEPTION_BITMAP, 1 << 1)
+        cpu.vmwrite(F.GUEST_DR7, armed(EXECUTE))
+        exit = cpu.enter("cpuid")
+        for _ in range(60):
+            assert exit.reason == Why.CPUID
+            exit = cpu.resume()
+        cpu.regs.dr0 = CODE
+        exit = cpu.resume()
+        assert (exit.reason, exit.qualification) == (Why.EXCEPTION_OR_NMI, 1)
+
+
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
     with inside(capable_shape()) as cpu:

@@ -22,9 +22,17 @@ from vtx.facts.controls import Proc1, Proc2
 from vtx.facts.fields import FIELDS, Area, Field
 from vtx.machine.events import Event, ExitRecord
 from vtx.machine.program import Instruction
-from vtx.machine.registers import GPR_NAMES, MsrFile, Registers, Rflags, SystemRegisters
+from vtx.machine.registers import (
+    GPR_NAMES,
+    AccessRights,
+    MsrFile,
+    Registers,
+    Rflags,
+    SystemRegisters,
+)
 from vtx.machine.vmcs import Vmcs
 from vtx.rules.boundary import is_quiet
+from vtx.rules.breakpoints import ARMED
 from vtx.rules.check import rip_judged
 from vtx.rules.exiting import decide
 from vtx.rules.transitions import record_information
@@ -69,7 +77,7 @@ _ZERO = (
 _PATIENCE = 3
 _INJECTED = Field.VM_ENTRY_INTERRUPTION_INFORMATION
 _RFLAGS = Field.GUEST_RFLAGS
-_TRACED = Rflags.RF | Rflags.TF | Rflags.VM
+_TRACED = Rflags.RF | Rflags.TF | Rflags.VM | Rflags.VIP
 _PROC1 = Field.PRIMARY_PROCESSOR_BASED_CONTROLS
 
 #: Registers that stay as they are while only RIP changes, and what is made of them.
@@ -404,6 +412,9 @@ def _is_settled(processor: Processor, vmcs: Vmcs) -> bool:
         and (known.guest is known.left or known.guest == known.left)
         and not any(values[field] for field in _ZERO)
         and not values[_INJECTED] >> 31
+        and not values[Field.GUEST_DR7] & ARMED
+        # Code is fetched from RIP itself, and no virtual interrupt can be waiting.
+        and bool(values[Field.GUEST_CS_ACCESS_RIGHTS] & AccessRights.L)
         and not values[_RFLAGS] & _TRACED
         and not values[_PROC1] & Proc1.USE_TPR_SHADOW
         and not known.proc2 & Proc2.VIRTUALIZE_APIC_ACCESSES
