@@ -111,10 +111,12 @@ def test_a_breakpoint_that_the_vmm_moves_is_met_after_many_equal_round_trips() -
     with guest() as cpu:
         cpu.vmwrite(F.EXCEPTION_BITMAP, 1 << 1)
         cpu.vmwrite(F.GUEST_DR7, armed(EXECUTE))
-        exit = cpu.enter("cpuid")
-        for _ in range(60):
+        exit = cpu.enter("cpuid\n" * 4)
+        for step in range(1, 40):
             assert exit.reason == Why.CPUID
+            cpu.vmwrite(F.GUEST_RIP, CODE + 2 * (step % 4))
             exit = cpu.resume()
+        cpu.vmwrite(F.GUEST_RIP, CODE)
         cpu.regs.dr0 = CODE
         exit = cpu.resume()
         assert (exit.reason, exit.qualification) == (Why.EXCEPTION_OR_NMI, 1)
