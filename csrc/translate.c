@@ -185,9 +185,10 @@ uint32_t vtx_translate(vtx_mmu *mmu, vtx_context *context, uint64_t gva, uint32_
     return status;
 }
 
-int vtx_fetch_hit(vtx_mmu *mmu, vtx_context *context, uint64_t gva) {
-    mmu_enter(mmu, context);
-    gva &= mmu->guest.linear_mask;
+int vtx_fetch_hit(const vtx_fetch *fetch) {
+    vtx_mmu *mmu = fetch->mmu;
+    mmu_enter(mmu, fetch->context);
+    const uint64_t gva = fetch->gva & mmu->guest.linear_mask;
     if (mmu->identity || !guest_is_canonical(&mmu->guest, gva))
         return 0;
     /* An entry that is found and does not suffice is now the most recently used of its set; so it

@@ -217,9 +217,14 @@ uint32_t vtx_translate(vtx_mmu *mmu, vtx_context *context, uint64_t gva, uint32_
                        vtx_walk *out, vtx_step *steps, uint32_t capacity);
 uint32_t vtx_walk_tables(vtx_mmu *mmu, vtx_context *context, uint64_t gva, uint32_t access,
                          vtx_walk *out, vtx_step *steps, uint32_t capacity);
-/* An instruction fetch as vtx_translate makes it, if the first-level TLB translates it. Otherwise
+typedef struct {
+    vtx_mmu *mmu;
+    vtx_context *context;
+    uint64_t gva;
+} vtx_fetch;
+/* This instruction fetch as vtx_translate makes it, if the first-level TLB translates it. Otherwise
  * 0, and as if it had not been asked for. */
-int vtx_fetch_hit(vtx_mmu *mmu, vtx_context *context, uint64_t gva);
+int vtx_fetch_hit(const vtx_fetch *fetch);
 /* `access_stride` 0: one access for all. */
 void vtx_translate_many(vtx_mmu *mmu, vtx_context *context, uint64_t count, const uint64_t *gvas,
                         const uint8_t *accesses, uint32_t access_stride, vtx_translation *out);

@@ -7,7 +7,6 @@ The rules decide; here their outcomes become what Python expects: a value, an ex
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -209,7 +208,8 @@ class Cpu(Processor):
         self.machine = machine if machine is not None else Machine._around(self, profile)
         super().__init__(self.machine.shape, self.machine.memory, number, self.machine.events)
         self._progress = Progress()
-        self._vmread: Any = partial(vmx_fields.vmread, self)
+        self._vmread: Any = vmx_fields.field_reader(self)
+        self._vmwrite = vmx_fields.field_writer(self)
         self.regs = Registers.for_64bit_host(self.shape)
         self.regs.cr3 = image.HOST_PAGE_TABLES
         self.regs.gdtr = TableRegister(image.HOST_GDT, 0xFFFF)
@@ -334,7 +334,7 @@ class Cpu(Processor):
 
     def vmwrite(self, encoding: int, source: Operand) -> Exit | None:
         """VMWRITE: write a field of the current VMCS."""
-        info = vmx_fields.vmwrite(self, encoding, source)
+        info = self._vmwrite(encoding, source)
         return None if info is None else self._run(info)
 
     # ---- VM entry -------------------------------------------------------------------------
@@ -369,7 +369,7 @@ class Cpu(Processor):
             The same exit has come again and again, and nothing has changed in between.
         """
         quick = self.vmcs.quick if self.vmcs is not None else None
-        if isinstance(quick, QuickPath) and quick.processor is self:
+        if type(quick) is QuickPath and quick.processor is self:
             info = quick.round_trip()
             if info is not None:
                 return Exit(self, info, self._vmread)

@@ -24,25 +24,26 @@ def test_a_hit_counts_as_locate_counts_it_and_a_miss_does_nothing(memory: Memory
     guest = make_guest(memory)
     guest.map(CODE, 0x40_0000, 0x1_0000_0000)
     mmu, context = guest.mmu, guest.context()
-    fetch = mmu.fetcher(context)
+    fetch = mmu.fetcher(context, CODE)
+    beside = mmu.fetcher(context, CODE + 8)
     counts = [dict(mmu.counters())]
-    assert fetch(CODE) == 0
-    assert fetch(1 << 47) == 0  # not canonical
+    assert fetch() == 0
+    assert mmu.fetcher(context, 1 << 47)() == 0  # not canonical
     assert dict(mmu.counters()) == counts[0]
     mmu.locate(context, CODE, Access.FETCH)
     counts.append(dict(mmu.counters()))
     mmu.locate(context, CODE + 8, Access.FETCH)
     counts.append(dict(mmu.counters()))
-    assert fetch(CODE + 8) == 1
+    assert beside() == 1
     counts.append(dict(mmu.counters()))
     hits = [{key: after[key] - before[key] for key in after} for before, after in pairwise(counts)]
     assert hits[2] == hits[1] != hits[0]
     context.vpid = 5  # what is cached belongs to another VPID
-    assert fetch(CODE) == 0
+    assert fetch() == 0
     context.vpid = 1
-    assert fetch(CODE) == 1
+    assert fetch() == 1
     mmu.flush_vpid(1)
-    assert fetch(CODE) == 0
+    assert fetch() == 0
 
 
 def test_a_page_that_is_not_executable_is_no_hit(memory: Memory) -> None:
@@ -52,5 +53,5 @@ def test_a_page_that_is_not_executable_is_no_hit(memory: Memory) -> None:
     for access in (Access.LOAD, Access.FETCH):
         guest.mmu.locate(context, DATA, access)
     start = guest.mmu.counters()
-    assert guest.mmu.fetcher(context)(DATA) == 0
+    assert guest.mmu.fetcher(context, DATA)() == 0
     assert guest.mmu.counters() == start

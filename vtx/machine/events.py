@@ -51,7 +51,8 @@ class Event(IntEnum):
     """An instruction of a trace that took effect in the guest without a VM exit."""
 
 
-_VM_EXIT, _FAULT_EXIT = Event.VM_EXIT, Event.FAULT_EXIT
+# Plain ints: a list is quicker to index with them.
+_VM_EXIT, _FAULT_EXIT = int(Event.VM_EXIT), int(Event.FAULT_EXIT)
 
 
 class ExitRecord(NamedTuple):
@@ -65,6 +66,11 @@ class ExitRecord(NamedTuple):
     guest_rip: int
     guest_physical_address: int
     injected: int
+
+
+#: What stands in an :class:`ExitRecord`.
+Record = tuple[int, int, int, int, int, int, int, int]
+_REASON = ExitRecord._fields.index("reason")
 
 
 class EventLog:
@@ -81,7 +87,7 @@ class EventLog:
 
     def __init__(self, keep_exits: int = 100_000) -> None:
         self.counts: dict[int, list[int]] = {GUEST: [0] * len(Event)}
-        self.exits: deque[ExitRecord] = deque(maxlen=keep_exits)
+        self._records: deque[Record] = deque(maxlen=keep_exits)
         self.exit_count = 0
         self.reason = GUEST
         self.row = self.counts[GUEST]
@@ -98,19 +104,30 @@ class EventLog:
             row = self.counts[reason] = [0] * len(Event)
         self.row = row
 
-    def vm_exit(self, record: ExitRecord, *, fault: bool) -> None:
-        """Count a VM exit and keep its record; what follows belongs to its reason."""
-        reason = record.reason
-        row = self.counts.get(reason)
-        if row is None:
-            row = self.counts[reason] = [0] * len(Event)
-        self.reason = reason
-        self.row = row
+    @property
+    def exits(self) -> list[ExitRecord]:
+        """The latest exits, the last one last."""
+        return [ExitRecord._make(record) for record in self._records]
+
+    def vm_exit(self, record: Record, *, fault: bool) -> None:
+        """Count a VM exit and keep its record; what follows belongs to its reason.
+
+        Parameters
+        ----------
+        record : tuple of int
+            What an :class:`ExitRecord` says, as that or as a plain tuple, which is quicker made.
+        fault : bool
+            The processor found out about the exit during execution.
+        """
+        reason = record[_REASON]
+        if reason is not self.reason:
+            self.handle(reason)
+        row = self.row
         row[_VM_EXIT] += 1
         if fault:
             row[_FAULT_EXIT] += 1
         self.exit_count += 1
-        self.exits.append(record)
+        self._records.append(record)
 
     def copy(self) -> EventLog:
         """Return a log of equal content."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from vtx._core import ffi, lib
 from vtx.errors import InputError, NotSupported
@@ -49,6 +50,8 @@ __all__ = [
     "WalkStatus",
 ]
 
+#: What must live as long as a C structure that points to it.
+_POINTED_TO: WeakKeyDictionary[Any, tuple[Any, ...]] = WeakKeyDictionary()
 _IA32_VMX_EPT_VPID_CAP = 0x48C
 _SIDES = {"instruction": 1, "data": 2, "unified": 3}
 _PAGES = {"4K": 1, "2M": 2, "1G": 4}
@@ -217,21 +220,25 @@ class Mmu:
         address: int = out.hpa
         return address
 
-    def fetcher(self, context: Context) -> Callable[[int], int]:
+    def fetcher(self, context: Context, gva: int) -> Callable[[], int]:
         """Return a function that makes an instruction fetch if the first-level TLB translates it.
 
         Parameters
         ----------
         context : Context
             What to translate under, at every call as it is then.
+        gva : int
+            Linear address.
 
         Returns
         -------
         callable
-            ``fetch(gva)`` is 1 after a fetch as :meth:`locate` makes it; 0 if that would have to
-            look further: then nothing has happened.
+            ``fetch()`` is 1 after a fetch as :meth:`locate` makes it; 0 if that would have to look
+            further: then nothing has happened.
         """
-        return partial(lib.vtx_fetch_hit, self._c, context._c)
+        fetch = ffi.new("vtx_fetch *", {"mmu": self._c, "context": context._c, "gva": gva})
+        _POINTED_TO[fetch] = (self._c, context._c)
+        return partial(lib.vtx_fetch_hit, fetch)
 
     def walk(
         self, context: Context, gva: int, access: int = Access.LOAD, *, record: bool = True

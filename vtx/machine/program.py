@@ -363,7 +363,7 @@ class Cursor:
         self.reached = False
         self.iterations: dict[int, int] = {}
         self.operation: Instruction | Stream | None = None
-        self._settle()
+        self._settle(0)
 
     def current(self) -> Instruction | Stream | None:
         """Return the operation that executes next, or None at the end of the program."""
@@ -371,27 +371,24 @@ class Cursor:
 
     def advance(self) -> None:
         """Step over the current operation, round a loop where one ends."""
-        self.index += 1
         self.reached = False
-        self._settle()
+        self._settle(self.index + 1)
 
     def go_to(self, index: int) -> None:
         """Continue at operation `index` (an instruction or a stream) with fresh loop counts."""
-        self.index = index
         self.reached = False
         self.iterations.clear()
-        self._settle()
+        self._settle(index)
 
     def replace_program(self, program: Program) -> None:
         """Continue in another program at the same operation."""
         self.program = program
-        self._settle()
+        self._settle(self.index)
 
-    def _settle(self) -> None:
-        """Pass over loop ends, and open a stream at its first record."""
-        operations, index = self.program.operations, self.index
-        count, iterations = len(operations), self.iterations
-        self.operation = None
+    def _settle(self, index: int) -> None:
+        """Go to operation `index`: pass over loop ends, and open a stream at its first record."""
+        operations = self.program.operations
+        count = len(operations)
         while index < count:
             operation = operations[index]
             if not isinstance(operation, Loop):
@@ -399,6 +396,7 @@ class Cursor:
                 if isinstance(operation, Stream):
                     self.record = operation.start
                 break
+            iterations = self.iterations
             done = iterations.get(index, 0) + 1
             if done < operation.count:
                 iterations[index] = done
@@ -406,4 +404,6 @@ class Cursor:
             else:
                 iterations.pop(index, None)
                 index += 1
+        else:
+            self.operation = None
         self.index = index

@@ -15,12 +15,14 @@ does nothing, and the full way is taken.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 from vtx.errors import GuestFault
 from vtx.facts.controls import Proc1, Proc2
 from vtx.facts.fields import FIELDS, Area, Field
-from vtx.machine.events import Event, ExitRecord
+from vtx.machine.events import Event
 from vtx.machine.program import Instruction
 from vtx.machine.registers import (
     GPR_NAMES,
@@ -41,6 +43,7 @@ from vtx.rules.transitions_synced import Synced
 if TYPE_CHECKING:
     from vtx.machine.exit_information import ExitInformation
     from vtx.machine.processor import Processor
+    from vtx.machine.program import Cursor
 
 __all__ = ["QuickPath", "learn"]
 
@@ -98,13 +101,10 @@ class _SteadyRegisters:
     def __init__(self, regs: Registers, known: frozenset[str]) -> None:
         self._regs = regs
         self._known = known
-        self.uses_operands = False
 
     def __getattr__(self, name: str) -> Any:
-        if name not in _STEADY_REGISTERS:
-            if name not in self._known:
-                raise _Unsteady(name)
-            self.uses_operands = True
+        if name not in _STEADY_REGISTERS and name not in self._known:
+            raise _Unsteady(name)
         return getattr(self._regs, name)
 
     def gpr(self, number: int) -> int:
@@ -136,7 +136,8 @@ class _Steady:
         raise _Unsteady(name)
 
 
-class _Decision(NamedTuple):
+@dataclass(slots=True)
+class _Decision:
     """An instruction that always exits the same way, while only RIP changes.
 
     Attributes
@@ -148,8 +149,8 @@ class _Decision(NamedTuple):
         Where the instruction stands.
     sets : tuple of (str, int)
         What it puts into registers when it is first reached.
-    uses_operands : bool
-        The decision looked at those registers.
+    fetch : callable
+        Fetches it (:meth:`vtx.machine.mmu.Mmu.fetcher`).
     """
 
     instruction: Instruction
@@ -157,7 +158,7 @@ class _Decision(NamedTuple):
     rip: int
     end: int
     sets: tuple[tuple[str, int], ...]
-    uses_operands: bool
+    fetch: Callable[[], int]
 
 
 def _decision(
@@ -184,7 +185,7 @@ def _decision(
         instruction.rip,
         instruction.end,
         instruction.sets,
-        steady.regs.uses_operands,
+        processor.mmu.fetcher(processor.context, instruction.rip),
     )
 
 
@@ -204,12 +205,12 @@ class QuickPath:
     __slots__ = (
         "calm",
         "decisions",
-        "fetch",
         "host",
         "host_rip",
         "host_rsp",
         "judged_rip",
         "known",
+        "last",
         "processor",
         "ready",
         "recorded",
@@ -228,8 +229,9 @@ class QuickPath:
         self.host = known.host
         self.host_rip = vmcs.values[Field.HOST_RIP]
         self.host_rsp = vmcs.values[Field.HOST_RSP]
-        self.fetch = processor.mmu.fetcher(processor.context)
         self.decisions: dict[int, _Decision | None] = {}
+        #: That of the instruction at which the guest stands.
+        self.last: _Decision | None = None
         self.judged_rip = self.watched_rip = 0
         self.recorded: ExitInformation | None = None
         self.ready = False
@@ -245,41 +247,40 @@ class QuickPath:
         """
         processor = self.processor
         if not (self.ready and self._is_as_before(processor)):
-            self._note_entry()
+            self._decline()
             return None
         cursor = processor.cursors[-1]
-        decision = self.decisions.get(id(cursor.operation))
+        decision = self._next(cursor)
+        if decision is None or not decision.fetch():
+            self._decline()
+            return None
+        cursor.reached = True
+        for name, value in decision.sets:
+            setattr(processor.regs, name, value)
+        rip = cursor.address = decision.rip
+        info = decision.information
+        self._exit(processor, info, rip)
+        return info
+
+    def _next(self, cursor: Cursor) -> _Decision | None:
+        """Let the cursor follow RIP; return what is known of the instruction it comes to."""
+        decision = self.last
         rip = self.values[_RIP]
-        if decision is not None:
-            # An instruction that is to exit again with RIP unmoved is for the full way, which
-            # notices exits without progress.
-            if rip != decision.end or cursor.address is None:
-                decision = None
-            else:
-                # As the full way begins, too: it will find the cursor where it left it.
-                cursor.advance()
-                cursor.address = rip
-                decision = self.decisions.get(id(cursor.operation))
+        # An instruction that is to exit again with RIP unmoved is for the full way, which notices
+        # exits without progress.
         if (
             decision is None
-            or cursor.page_fault is not None
-            or (cursor.reached and decision.uses_operands)
-            or not self.fetch(decision.rip)
+            or cursor.operation is not decision.instruction
+            or rip != decision.end
+            or cursor.address is None
         ):
-            self._note_entry()
             return None
-        cursor.address = decision.rip
-        regs = processor.regs
-        if not cursor.reached:
-            for name, value in decision.sets:
-                setattr(regs, name, value)
-            cursor.reached = True
-        info = decision.information
-        self._exit(processor, info)
-        regs.rip = self.host_rip
-        regs.rsp = self.host_rsp
-        regs.rflags = 2
-        return info
+        # As the full way begins, too: it will find the cursor where it left it.
+        cursor.advance()
+        cursor.address = rip
+        if cursor.operation is not decision.instruction:
+            decision = self.last = self.decisions.get(id(cursor.operation))
+        return decision
 
     def _is_as_before(self, processor: Processor) -> bool:
         """Tell whether nothing but RIP has changed since the last exit."""
@@ -307,36 +308,33 @@ class QuickPath:
             or pending.machine_check
             or pending.sipi is not None
             or not processor.cursors
+            or processor.cursors[-1].page_fault is not None
         )
 
-    def _exit(self, processor: Processor, info: ExitInformation) -> None:
-        """Do what entry and exit leave behind: counts, the record, and the VMCS's fields."""
-        values, dirty = self.values, self.vmcs.dirty
-        processor.nmi_blocked = False
-        processor.pause_loop = processor.apic_write = None
+    def _exit(self, processor: Processor, info: ExitInformation, rip: int) -> None:
+        """Leave behind what entry and exit do: counts, the record, fields and registers."""
+        values, dirty, regs, events = self.values, self.vmcs.dirty, processor.regs, processor.events
         dirty.clear()
-        rip = info.guest_rip
         if values[_RIP] != rip:
             values[_RIP] = rip
             dirty.add(_RIP)
         if info is not self.recorded:
             record_information(self.vmcs, info)
             self.recorded = info
-        events = processor.events
+            processor.pause_loop = processor.apic_write = None
+        processor.nmi_blocked = False
         events.row[_VM_ENTRY] += 1
-        record = (
-            events.exit_count,
-            processor.number,
-            processor.steps,
-            info.reason,
-            info.qualification,
-            rip,
-            info.guest_physical_address,
-            0,
+        number, steps, physical = processor.number, processor.steps, info.guest_physical_address
+        reason = info.reason
+        events.vm_exit(
+            (events.exit_count, number, steps, reason, info.qualification, rip, physical, 0),
+            fault=False,
         )
-        events.vm_exit(tuple.__new__(ExitRecord, record), fault=False)
+        regs.rip = self.host_rip
+        regs.rsp = self.host_rsp
+        regs.rflags = 2
 
-    def _note_entry(self) -> None:
+    def _decline(self) -> None:
         """Prepare for a VM entry on the full way."""
         self.ready = False
         dirty = self.vmcs.dirty
@@ -371,6 +369,7 @@ class QuickPath:
             and operation.rip == info.guest_rip
         ):
             self.decisions[id(operation)] = _decision(processor, self.known, operation, info)
+        self.last = self.decisions.get(id(operation))
 
 
 def learn(processor: Processor, info: ExitInformation) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vtx.facts.controls import Exit1, Pin, Proc2
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
-from vtx.machine.events import Event, ExitRecord
+from vtx.machine.events import Event
 from vtx.machine.exit_information import ExitInformation
 from vtx.machine.registers import Cr0, Cr4, Interruptibility, Rflags
 from vtx.rules.transitions_abort import AbortIndicator, VmxAbort, vmx_abort
@@ -186,19 +186,15 @@ def _log_exit(processor: Processor, values: dict[int, int], info: ExitInformatio
     events = processor.events
     reason = info.reason
     rip = info.guest_rip = processor.regs.rip
-    # As ExitRecord(...) would make it, without the call in Python that a named tuple has.
-    record = tuple.__new__(
-        ExitRecord,
-        (
-            events.exit_count,
-            processor.number,
-            processor.steps,
-            reason,
-            info.qualification,
-            rip,
-            info.guest_physical_address,
-            injected if injected & _VALID else 0,
-        ),
+    record = (
+        events.exit_count,
+        processor.number,
+        processor.steps,
+        reason,
+        info.qualification,
+        rip,
+        info.guest_physical_address,
+        injected if injected & _VALID else 0,
     )
     fault = reason in _FAULT_EXITS
     if fault and reason == _EXCEPTION_OR_NMI:

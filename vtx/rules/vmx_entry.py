@@ -43,7 +43,7 @@ __all__ = ["vmlaunch", "vmresume"]
 
 _MSR_LOAD_COUNT = Field.VM_ENTRY_MSR_LOAD_COUNT
 _INJECTED = Field.VM_ENTRY_INTERRUPTION_INFORMATION
-_VM_ENTRY = Event.VM_ENTRY
+_VM_ENTRY = int(Event.VM_ENTRY)
 _VMCS_SHADOWING = int(Proc2.VMCS_SHADOWING)
 _VM = int(Rflags.VM)
 _MOV_SS = int(Interruptibility.MOV_SS)

@@ -5,6 +5,7 @@ The numbered comments are the conditions of the instruction reference, in its or
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vtx.bits import MASK32
@@ -39,11 +40,13 @@ if TYPE_CHECKING:
     from vtx.machine.processor import Processor
     from vtx.machine.shape import Shape
 
-__all__ = ["exits", "vmread", "vmwrite"]
+__all__ = ["exits", "field_reader", "field_writer", "vmread", "vmwrite"]
 
-_VMREAD, _VMWRITE = Event.VMREAD, Event.VMWRITE
+_VMREAD, _VMWRITE = int(Event.VMREAD), int(Event.VMWRITE)
 _FLAGS = ~STATUS_FLAGS
 _VM = int(Rflags.VM)
+#: RFLAGS after a VM exit.
+_CLEAR = int(Rflags.RESERVED_1)
 #: Encodings that access the high half of a 64-bit field, with that field.
 _HIGH: dict[int, Field] = {
     field | ACCESS_HIGH: field for field, info in FIELDS.items() if info.width is Width.W64
@@ -125,6 +128,32 @@ def vmread(
     return _vmread(processor, encoding, destination)
 
 
+def field_reader(processor: Processor) -> Callable[[int], int | ExitInformation]:
+    """Return VMREAD to no operand on one processor, for those who read many fields.
+
+    Parameters
+    ----------
+    processor : Processor
+        Who executes it.
+
+    Returns
+    -------
+    callable
+        ``read(encoding)`` is ``vmread(processor, encoding)``.
+    """
+    fields = processor.fields
+
+    def read(encoding: int) -> int | ExitInformation:
+        regs = processor.regs
+        if regs.system is processor.root_system and regs.rflags == _CLEAR and encoding in fields:
+            # Conditions 1 to 8 are known to be met, and the status flags are clear already.
+            processor.events.row[_VMREAD] += 1
+            return processor.vmcs.values[encoding]  # type: ignore[union-attr]
+        return vmread(processor, encoding)
+
+    return read
+
+
 def _vmread(
     processor: Processor, encoding: int, destination: MemoryOperand | RegisterOperand | None
 ) -> int | ExitInformation:
@@ -153,7 +182,7 @@ def _vmread(
         _store(processor, destination, value)
     regs.rflags &= _FLAGS
     if not processor.non_root:
-        processor.events.count(_VMREAD)
+        processor.events.count(Event.VMREAD)
     return value
 
 
@@ -218,6 +247,29 @@ def vmwrite(processor: Processor, encoding: int, source: Operand) -> ExitInforma
     return _vmwrite(processor, encoding, source)
 
 
+def field_writer(processor: Processor) -> Callable[[int, Operand], ExitInformation | None]:
+    """Return VMWRITE on one processor: ``write(encoding, source)`` is :func:`vmwrite`."""
+    writable = processor.writable_fields
+
+    def write(encoding: int, source: Operand) -> ExitInformation | None:
+        regs = processor.regs
+        if (
+            regs.system is processor.root_system
+            and regs.rflags == _CLEAR
+            and encoding in writable
+            and source.__class__ is int
+        ):
+            # Conditions 1 to 10 are known to be met, and the status flags are clear already.
+            vmcs = processor.vmcs
+            vmcs.values[encoding] = source & _MASKS[encoding]  # type: ignore[union-attr]
+            vmcs.dirty.add(encoding)  # type: ignore[union-attr]
+            processor.events.row[_VMWRITE] += 1
+            return None
+        return vmwrite(processor, encoding, source)
+
+    return write
+
+
 def _vmwrite(processor: Processor, encoding: int, source: Operand) -> ExitInformation | None:
     """VMWRITE step by step."""
     regs = processor.regs
@@ -243,7 +295,7 @@ def _vmwrite(processor: Processor, encoding: int, source: Operand) -> ExitInform
     _write_field(processor, vmcs, encoding, value & mode_mask(processor))
     regs.rflags &= _FLAGS
     if not processor.non_root:
-        processor.events.count(_VMWRITE)
+        processor.events.count(Event.VMWRITE)
     return None
 
 
