@@ -42,19 +42,11 @@ def _at_first_exit(cpu: Cpu, line: str, reason: ExitReason) -> Exit:
     return exit
 
 
-def _handle(cpu: Cpu, exit: Exit, reason: ExitReason, times: int) -> Exit:
+def _handle(cpu: Cpu, exit: Exit, reason: ExitReason, times: int, length: int = 0) -> Exit:
+    """Handle exits; `length` is that of the instruction where the exit does not report one."""
     for _ in repeat(None, times):
         assert exit.reason is reason
-        cpu.vmwrite(_RIP, exit.rip + exit.instruction_length)
-        exit = cpu.vmresume()
-    return exit
-
-
-def _handle_again(cpu: Cpu, exit: Exit, reason: ExitReason, times: int) -> Exit:
-    """Handle exits whose instruction is executed again."""
-    for _ in repeat(None, times):
-        assert exit.reason is reason
-        cpu.vmwrite(_RIP, exit.rip + exit.instruction_length * 0)
+        cpu.vmwrite(_RIP, exit.rip + exit.instruction_length + length)
         exit = cpu.vmresume()
     return exit
 
@@ -82,13 +74,13 @@ def round_trips(line: str, reason: ExitReason, *, quick: bool) -> Result:
         See :func:`vtx.bench.timing.best`.
     """
     times = _QUICK_ROUND_TRIPS if quick else _ROUND_TRIPS
-    handle = _handle_again if reason is ExitReason.EPT_VIOLATION else _handle
     with Cpu(profile="skylake_sp") as cpu:
         exit = _at_first_exit(cpu, line, reason)
+        length = 0 if exit.instruction_length else parse_instruction(line).length
 
         def run() -> None:
             nonlocal exit
-            exit = handle(cpu, exit, reason, times)
+            exit = _handle(cpu, exit, reason, times, length)
 
         run()
         value, ceiling = best(_rate(run, times), _rate(lambda: _ceiling(times), times), quick=quick)

@@ -131,14 +131,14 @@ class EventLog:
 
     def copy(self) -> EventLog:
         """Return a log of equal content."""
-        twin = EventLog(self.exits.maxlen or 0)
+        twin = EventLog(self._records.maxlen or 0)
         twin.replace(self)
         return twin
 
     def replace(self, other: EventLog) -> None:
         """Make this log one of `other`'s content; whoever holds it sees the change."""
         self.counts = {reason: list(row) for reason, row in other.counts.items()}
-        self.exits = other.exits.copy()
+        self._records = other._records.copy()
         self.exit_count = other.exit_count
         self.handle(other.reason)
 
