@@ -326,11 +326,11 @@ def _exit_table(title: str, rows: Sequence[ExitRow], whole: Tally, details: int)
 
 
 def _parts_table(what: str, parts: Sequence[VcpuRow], whole: Tally) -> Table:
-    columns = (Column(what), *_EXIT_COLUMNS[1:8], Column("most time in"))
+    columns = (Column(what), *_EXIT_COLUMNS[1:], Column("most time in"))
     rows = []
     for part in parts:
         most = ", ".join(list(part.reasons)[:3])
-        rows.append([*_tally_cells(part.label, part.tally, whole)[:8], most])
+        rows.append([*_tally_cells(part.label, part.tally, whole), most])
     return Table("", columns, rows)
 
 

@@ -203,6 +203,9 @@ class ExitWatch:
     ) -> None:
         import numpy as np
 
+        lowest = PAGE_STORM if self._storm is None else self._storm
+        if int(records["repeats"].max()) + 1 < lowest:
+            return  # as in most batches
         paged = np.isin(numbers, _PAGE_EXITS) & (records["detail_kind"] != 0)
         if self._storm is None:
             least = np.where(paged, PAGE_STORM, STORM)

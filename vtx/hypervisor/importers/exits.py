@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ExitReader"]
 
-_BUFFER_BYTES = 8 << 20
-_BATCH = 1 << 16
+_BUFFER_BYTES = 4 << 20
+_BATCH = 1 << 15
 #: Batches that wait for the statistics, and the room that a batch keeps for one more scan.
 _QUEUE = 2
-_ROOM = 1 << 14
+_ROOM = 1 << 13
 
 
 class ExitReader:
