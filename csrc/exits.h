@@ -1,7 +1,7 @@
 /* Reading VM-exit traces as text: what the files exits*.c share.
  *
  *   exits_line.c     one physical line: its end, quoting, and the frame before the payload
- *   exits_payload.c  one payload: the words after the event's name
+ *   exits_payload.c  one payload: the words after the event's name (with exits_exit.c, exits_usual.c)
  *   exits_stream.c   the threads: an exit waits for its details and its entry
  *   exits.c          chunks of bytes: lines, lines that a mailer broke, and what each was
  *
