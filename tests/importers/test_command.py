@@ -106,7 +106,7 @@ def test_names_that_changed_meet_in_a_baseline(tmp_path: Path) -> None:
 BAD = {
     "empty": (b"", "is empty"),
     "no event": (b"hello\nworld\n", "no trace of VM exits"),
-    "no KVM event": (b" q-1 [000] 1.000001: sched_switch: x\n", "no event of KVM's (1 other event)"),
+    "no KVM event": (b" q-1 [000] 1.000001: sched_switch: x\n", "event of KVM's (1 other event)"),
     "only entries": (LINE.format("1.0", "entry: vcpu 0").encode(), "no kvm_exit (1 kvm_entry)"),
     "AMD": (LINE.format("1.0", "exit: reason npf rip 0x1").encode(), "of an AMD host: 'npf'"),
     "AMD, EXIT_": (LINE.format("1.0", "exit: reason EXIT_NPF rip 0x1").encode(), "AMD host"),
