@@ -11,12 +11,21 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A loop that is worth a second copy for wider vectors, chosen when the program is loaded: only
+ * where compiler and loader can. */
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__) &&        \
+    defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
+#define VECTORS __attribute__((target_clones("avx2", "default")))
+#else
+#define VECTORS
+#endif
+
 #define ADDRESS_BITS 0x0000FFFFFFFFFFFFull
 
 enum {
     PIECE = 2048,      /* records that every geometry sees before the next ones: 16 KBytes */
     FRONT_SETS = 1024, /* sets of the first level that the front follows at most */
-    NO_SIZE = 3
+    SIZE_OF_LEAN = 0 /* 4 KBytes */
 };
 
 /* One level as one side sees it. */
@@ -30,15 +39,15 @@ typedef struct {
 enum side_mode { SPLIT, TOGETHER, FETCHES, DATA };
 
 /* The pages (in units of 1 << shift bytes) that are the last used ones of their sets in the first
- * level, or only the page that was used last of all; by side, TOGETHER on side 0. A page stands
- * where the low bits of its number say, UINT64_MAX where there is none. */
+ * level, or (mask 0) the page that was used last of all; UINT64_MAX where there is none. By side,
+ * TOGETHER on side 0. */
 typedef struct {
     unsigned shift;
-    uint64_t mask;        /* of the place in `pages` */
-    uint64_t set_mask[2]; /* of the set; 0 for the page used last of all */
+    uint64_t mask[2];
     uint64_t pages[2][FRONT_SETS];
-    uint16_t place[2][FRONT_SETS]; /* by set: the place that is taken */
 } sim_front;
+
+typedef void sim_lean(vtx_sim *sim, uint64_t record);
 
 struct vtx_sim {
     vtx_sim_geometry geometry;
@@ -51,6 +60,7 @@ struct vtx_sim {
     uint8_t uniform; /* each side has pages of one size */
     uint8_t size[2]; /* by side, if uniform: of what a TLB holds */
     uint8_t frontal; /* the front may pass what was used last */
+    sim_lean *lean[2]; /* by side: NULL, or look_up for this geometry */
     sim_front front;
     sim_walker walker;
 };
@@ -113,10 +123,7 @@ NOINLINE static void walk(vtx_sim *sim, unsigned side, uint32_t kind, uint64_t a
 /* `address` was looked up: it is in the page used last, if that is kept at all. */
 static inline void front_note(sim_front *front, unsigned side, uint64_t address, int kept) {
     const uint64_t page = address >> front->shift;
-    uint16_t *place = &front->place[side][page & front->set_mask[side]];
-    front->pages[side][*place] = UINT64_MAX;
-    *place = (uint16_t)(page & front->mask);
-    front->pages[side][*place] = kept ? page : UINT64_MAX;
+    front->pages[side][page & front->mask[side]] = kept ? page : UINT64_MAX;
 }
 
 static inline void look_up(vtx_sim *sim, unsigned side, uint32_t kind, uint64_t address) {
@@ -135,6 +142,70 @@ static inline void look_up(vtx_sim *sim, unsigned side, uint32_t kind, uint64_t 
         level->slot->misses[kind]++;
     }
     walk(sim, side, kind, address);
+}
+
+/* look_up in 4-KByte pages over two levels of true LRU with short tags, where the set is
+ * the low bits of the page number: the usual geometries, with their ways as constants. */
+INLINE void look_up_lean(vtx_sim *sim, uint64_t record, unsigned ways1, unsigned ways2) {
+    const uint32_t kind = record_kind(record);
+    const unsigned side = kind != VTX_FETCH;
+    const sim_level *levels = sim->levels[side];
+    sim_array *one = levels[0].array[SIZE_OF_LEAN], *two = levels[1].array[SIZE_OF_LEAN];
+    const uint64_t page = (record & ADDRESS_BITS) >> 12;
+    const uint64_t set1 = page & one->set_mask;
+    const uint32_t tag1 = (uint32_t)(page >> one->tag_shift);
+    const uint32_t tag2 = (uint32_t)(page >> two->tag_shift);
+    if (tag1 == SIM_EMPTY_NARROW || tag2 == SIM_EMPTY_NARROW) {
+        sim->lean[0] = sim->lean[1] = NULL; /* an array is about to widen its tags */
+        look_up(sim, side, kind, record & ADDRESS_BITS);
+        return;
+    }
+    sim_front *front = &sim->front;
+    const unsigned of = sim->mode == TOGETHER ? 0 : side;
+    front->pages[of][page & front->mask[of]] = page;
+    if (lru_narrow((uint32_t *)one->tags + set1 * ways1, tag1, ways1))
+        return;
+    levels[0].slot->misses[kind]++;
+    const uint64_t set2 = page & two->set_mask;
+    if (lru_narrow((uint32_t *)two->tags + set2 * ways2, tag2, ways2)) {
+        levels[1].slot->hits[kind]++;
+        return;
+    }
+    levels[1].slot->misses[kind]++;
+    walk(sim, side, kind, record & ADDRESS_BITS);
+}
+
+#define LEAN(WAYS1, WAYS2)                                                                         \
+    NOINLINE static void lean_##WAYS1##_##WAYS2(vtx_sim *sim, uint64_t record) {                   \
+        look_up_lean(sim, record, WAYS1, WAYS2);                                                   \
+    }
+
+LEAN(4, 4)
+LEAN(4, 8)
+LEAN(4, 12)
+LEAN(4, 16)
+LEAN(8, 4)
+LEAN(8, 8)
+LEAN(8, 12)
+LEAN(8, 16)
+
+static sim_lean *const leans[2][4] = {{lean_4_4, lean_4_8, lean_4_12, lean_4_16},
+                                      {lean_8_4, lean_8_8, lean_8_12, lean_8_16}};
+
+static int is_lean(const sim_array *array) {
+    return array && array->body >= BODY_LRU_NARROW_4 && array->body <= BODY_LRU_NARROW_16 &&
+           array->power_of_two && array->index == VTX_SIM_MODULO && !array->size_bits;
+}
+
+static void set_lean(vtx_sim *sim) {
+    if (!sim->uniform || sim->size[0] != SIZE_OF_LEAN || sim->size[1] != SIZE_OF_LEAN)
+        return;
+    for (unsigned side = 0; side < 2; side++) {
+        const sim_array *one = sim->levels[side][0].array[SIZE_OF_LEAN];
+        const sim_array *two = sim->levels[side][1].array[SIZE_OF_LEAN];
+        if (sim->level_count[side] == 2 && is_lean(one) && is_lean(two) && one->ways <= 8)
+            sim->lean[side] = leans[one->ways / 8][two->ways / 4 - 1];
+    }
 }
 
 /* A reference that reaches beyond 4 KBytes, or is a modify that counts twice. */
@@ -168,6 +239,8 @@ NOINLINE static void refer(vtx_sim *sim, uint64_t record) {
     const int twice = kind == VTX_MODIFY && (sim->geometry.flags & VTX_SIM_MODIFY_TWICE);
     if (record_reaches(record) || twice)
         refer_long(sim, record);
+    else if (sim->lean[side])
+        sim->lean[side](sim, record);
     else
         look_up(sim, side, kind, record & ADDRESS_BITS);
 }
@@ -175,12 +248,12 @@ NOINLINE static void refer(vtx_sim *sim, uint64_t record) {
 /* ---- The loop over records ------------------------------------------------------------------ */
 
 /* 0 if the page of this record is the last used one of its set, or its kind is not used. */
-INLINE uint64_t stops(const sim_front *front, uint64_t mask, uint64_t record, enum side_mode mode,
+INLINE uint64_t stops(const sim_front *front, uint64_t record, enum side_mode mode,
                       unsigned shift) {
     const uint64_t data = record >= 1ull << 62;
     const uint64_t side = mode == SPLIT ? data : mode == DATA;
     const uint64_t page = record << 16 >> (16 + shift);
-    const uint64_t other = front->pages[side][record >> shift & mask] ^ page;
+    const uint64_t other = front->pages[side][record >> shift & front->mask[side]] ^ page;
     if (mode == FETCHES)
         return other & (data - 1);
     if (mode == DATA)
@@ -191,18 +264,17 @@ INLINE uint64_t stops(const sim_front *front, uint64_t mask, uint64_t record, en
 INLINE void run_stretch(vtx_sim *sim, const uint64_t *records, unsigned i, unsigned stop,
                         enum side_mode mode, unsigned shift) {
     const sim_front *front = &sim->front;
-    const uint64_t mask = front->mask;
     for (; i + 4 <= stop; i += 4) {
         const uint64_t *r = records + i;
-        if ((stops(front, mask, r[0], mode, shift) | stops(front, mask, r[1], mode, shift) |
-             stops(front, mask, r[2], mode, shift) | stops(front, mask, r[3], mode, shift)) == 0)
+        if ((stops(front, r[0], mode, shift) | stops(front, r[1], mode, shift) |
+             stops(front, r[2], mode, shift) | stops(front, r[3], mode, shift)) == 0)
             continue;
         for (unsigned k = 0; k < 4; k++)
-            if (stops(front, mask, r[k], mode, shift))
+            if (stops(front, r[k], mode, shift))
                 refer(sim, r[k]);
     }
     for (; i < stop; i++)
-        if (stops(front, mask, records[i], mode, shift))
+        if (stops(front, records[i], mode, shift))
             refer(sim, records[i]);
 }
 
@@ -236,29 +308,47 @@ static void run(vtx_sim *sim, const sim_piece *piece) {
     }
 }
 
-/* Count kinds, and find the records that reach beyond 4 KBytes. */
-static void look_over(sim_piece *piece) {
-    const uint64_t *records = piece->records;
-    uint64_t high = 0, low = 0, both = 0;
-    for (unsigned i = 0; i < piece->count; i++) {
-        high += records[i] >> 63;
-        low += records[i] >> 62 & 1;
-        both += records[i] >> 63 & records[i] >> 62;
+/* What a block of records adds up to, in a loop that compilers make vectors of. */
+typedef struct {
+    uint64_t high, kinds, both; /* sums of bit 63, of the kinds, of bits 63 and 62 together */
+    uint64_t reach;             /* bits 12 and up: a record reaches beyond 4 KBytes */
+} block_sums;
+
+INLINE block_sums add_up(const uint64_t *records, unsigned count) {
+    block_sums sums = {0, 0, 0, 0};
+    for (unsigned i = 0; i < count; i++) {
+        const uint64_t record = records[i];
+        sums.high += record >> 63;
+        sums.kinds += record >> 62;
+        sums.both += (record & record << 1) >> 63;
+        sums.reach |= (record & 0xFFF) + record_size(record) - 1;
     }
+    return sums;
+}
+
+enum { BLOCK = 64 };
+
+/* Count kinds, and find the records that reach beyond 4 KBytes. */
+VECTORS static void look_over(sim_piece *piece) {
+    const uint64_t *records = piece->records;
+    uint64_t high = 0, kinds = 0, both = 0;
+    piece->crossing_count = 0;
+    for (unsigned i = 0; i < piece->count; i += BLOCK) {
+        const unsigned count = piece->count - i < BLOCK ? piece->count - i : BLOCK;
+        const block_sums sums =
+            count == BLOCK ? add_up(records + i, BLOCK) : add_up(records + i, count);
+        high += sums.high;
+        kinds += sums.kinds;
+        both += sums.both;
+        for (unsigned k = i; sums.reach > 0xFFF && k < i + count; k++)
+            if (record_reaches(records[k]))
+                piece->crossings[piece->crossing_count++] = (uint16_t)k;
+    }
+    const uint64_t low = kinds - 2 * high;
     piece->kinds[VTX_MODIFY] = both;
     piece->kinds[VTX_STORE] = high - both;
     piece->kinds[VTX_LOAD] = low - both;
     piece->kinds[VTX_FETCH] = piece->count - high - low + both;
-    piece->crossing_count = 0;
-    for (unsigned i = 0; i < piece->count; i += 16) {
-        const unsigned stop = i + 16 < piece->count ? i + 16 : piece->count;
-        uint64_t reaches = 0;
-        for (unsigned k = i; k < stop; k++)
-            reaches |= record_reaches(records[k]);
-        for (unsigned k = i; reaches && k < stop; k++)
-            if (record_reaches(records[k]))
-                piece->crossings[piece->crossing_count++] = (uint16_t)k;
-    }
 }
 
 int vtx_sim_run(vtx_sim *const *sims, uint64_t sim_count, const uint64_t *records,
@@ -465,14 +555,12 @@ static void set_front(vtx_sim *sim) {
         const sim_array *array = sim->levels[side][0].array[sim->size[side]];
         if (plain && array && array->index == VTX_SIM_MODULO && array->power_of_two &&
             array->sets <= FRONT_SETS)
-            front->set_mask[side] = array->set_mask;
+            front->mask[side] = array->set_mask;
     }
     /* If fetches and data hold one address as pages of two sizes, a page of one is none of the
      * other. */
     const vtx_sim_pages *guest = &sim->geometry.guest;
     sim->frontal = sim->mode != TOGETHER || guest->size[0] == guest->size[1];
-    /* A page stands where it does whatever the set: a few places do for a page used last. */
-    front->mask = front->set_mask[0] | front->set_mask[1] | 15;
     memset(front->pages, 0xFF, sizeof front->pages);
 }
 
@@ -483,17 +571,22 @@ vtx_sim *vtx_sim_new(const vtx_sim_geometry *geometry) {
     if (!sim)
         return NULL;
     sim->geometry = *geometry;
+    set_levels(sim);
     int ok = 1;
-    for (uint32_t i = 0; i < geometry->array_count; i++)
-        ok &= sim_array_init(&sim->arrays[i], &geometry->arrays[i]);
+    set_mode(sim);
+    for (uint32_t i = 0; i < geometry->array_count; i++) {
+        vtx_sim_array like = geometry->arrays[i];
+        if (sim->uniform && sim->size[0] == sim->size[1] && (like.pages >> sim->size[0] & 1))
+            like.pages = 1u << sim->size[0]; /* no other size will come: shorter tags */
+        ok &= sim_array_init(&sim->arrays[i], &like);
+    }
     ok &= sim_walker_init(&sim->walker, &sim->geometry, &sim->counts);
     if (!ok) {
         vtx_sim_free(sim);
         return NULL;
     }
-    set_levels(sim);
-    set_mode(sim);
     set_front(sim);
+    set_lean(sim);
     return sim;
 }
 
