@@ -47,8 +47,13 @@ NAMED_OTHERWISE = {
     "int1": {"int1", "icebp"},
     "mov": {"mov", "movabs"},
 }
-for names in (("iret", "iretd", "iretq"), ("insw", "insd"), ("outsw", "outsd"),
-              ("pushf", "pushfd", "pushfq"), ("popf", "popfd", "popfq")):  # fmt: skip
+for names in (
+    ("iret", "iretw", "iretd", "iretq"),
+    ("insw", "insd"),
+    ("outsw", "outsd"),
+    ("pushf", "pushfw", "pushfd", "pushfq"),
+    ("popf", "popfw", "popfd", "popfq"),
+):
     NAMED_OTHERWISE |= {name: set(names) for name in names}
 
 
@@ -96,6 +101,8 @@ def test_every_form_is_decoded_to_what_was_assembled(name: str, form: Form) -> N
         code = assemble(form, operands)
         decoded = decode(code + b"\x90" * 4, rip=0x1000)
         assert decoded.name == name
+        if form.mnemonic in ("pushfd", "popfd"):
+            operands = {"operand_size": 8}  # 64-bit mode has none of 32 bits
         if name == "jmp":
             offset = operands["target"] & 0xFFFF_FFFF
             offset -= (offset & 1 << 31) << 1
@@ -168,6 +175,14 @@ def test_prefixes_choose_sizes_by_mode() -> None:
     assert decode(b"\x67\x6e", 64).operands == {"size": 1, "address_size": 4}
     assert decode(b"\xf3\x64\x6e", 64).operands == {"size": 1, "rep": 1, "segment": 4}
     assert decode(b"\x2e\x6e", 64).operands == {"size": 1}
+
+
+def test_the_stack_is_64_bits_wide_in_64_bit_mode() -> None:
+    for code, name in (("9c", "pushf"), ("9d", "popf")):
+        for mode, size in ((16, 2), (32, 4), (64, 8)):
+            decoded = decode(bytes.fromhex(code), mode)
+            assert (decoded.name, decoded.operands["operand_size"]) == (name, size)
+    assert decode(bytes.fromhex("669c"), 64).operands["operand_size"] == 2
 
 
 def test_an_address_may_be_relative_to_rip() -> None:

@@ -226,3 +226,46 @@ def ept_entry_address(bench: Bench, gpa: int) -> int:
     for shift in (39, 30):
         table = bench.cpu.memory.read_u64(table + 8 * (gpa >> shift & 511)) & 0xF_FFFF_FFFF_F000
     return table + 8 * (gpa >> 21 & 511)
+
+
+FLAGS = {"of": 1 << 11, "sf": 1 << 7, "zf": 1 << 6, "af": 1 << 4, "pf": 1 << 2, "cf": 1}
+
+
+def flags_of(*names: str) -> int:
+    return sum(FLAGS[name] for name in names)
+
+
+@pytest.mark.parametrize(
+    ("line", "rbx", "rcx", "names", "result"),
+    [
+        ("add [0x8000], ebx", 1, 0xFFFF_FFFF, ("zf", "cf", "af", "pf"), 0),
+        ("add [0x8000], ebx", 0x7FFF_FFFF, 1, ("of", "sf", "af", "pf"), 0x8000_0000),
+        ("add [0x8000], rbx", 0, 7, (), 7),
+        ("xor ebx, ecx", 0xF0, 0x0F, ("pf",), 0xFF),
+        ("xor ebx, ecx", 5, 5, ("zf", "pf"), 0),
+        ("test rbx, rcx", 1 << 63, 1 << 63, ("sf", "pf"), 1 << 63),
+        ("btr rbx, 4", 0x11, 0, ("cf",), 1),
+        ("btr rbx, 3", 0x11, 0, (), 0x11),
+    ],
+)
+def test_arithmetic_sets_the_status_flags(
+    bench: Bench, line: str, rbx: int, rcx: int, names: tuple[str, ...], result: int
+) -> None:
+    processor = bench()
+    processor.regs.rbx, processor.regs.rcx = rbx, rcx
+    processor.memory.write_u64(GUEST + 0x8000, rcx)
+    execution(processor, line)
+    memory = processor.memory.read_u64(GUEST + 0x8000)
+    assert (memory if line.startswith("add") else processor.regs.rbx) == result
+    assert processor.regs.rflags & sum(FLAGS.values()) == flags_of(*names)
+
+
+def test_division(bench: Bench) -> None:
+    processor = bench()
+    processor.regs.rdx, processor.regs.rax, processor.regs.rcx = 1, 7, 16
+    execution(processor, "div ecx")
+    assert (processor.regs.rax, processor.regs.rdx) == (0x1000_0000, 7)
+    processor.regs.rdx = 16
+    assert fault_of(processor, "div ecx") == (0, None)
+    processor.regs.rcx = 0
+    assert fault_of(processor, "div ecx") == (0, None)

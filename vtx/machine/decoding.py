@@ -23,6 +23,8 @@ _PREFIXES = frozenset({*_SEGMENTS, _OPERAND_SIZE, _ADDRESS_SIZE, _LOCK, _REPNE, 
 _VEX3 = 0xC4
 _VEX_PREFIX = {0: None, 1: _OPERAND_SIZE, 2: _REP, 3: _REPNE}
 _DS, _SS = 3, 2
+#: Their operand has 64 bits in 64-bit mode without REX.W.
+_WIDE = frozenset({"push", "pop", "pushf", "popf"})
 _RSP, _RBP, _RSI, _RDI, _RBX = 4, 5, 6, 7, 3
 #: Base and index of 16-bit addressing by ModR/M.rm.
 _PAIRS_16 = (
@@ -242,6 +244,8 @@ def _apply_prefixes(head: _Head, form: DecodedForm, operands: dict[str, int]) ->
     spec = INSTRUCTIONS[form.name]
     if form.sized or (_OPERAND_SIZE in head.prefixes - form.mandatory and not form.form.fixed):
         operands["operand_size"] = head.operand_size
+        if head.mode == 64 and form.name in _WIDE and head.operand_size == 4:
+            operands["operand_size"] = 8
     if head.address_size != head.default_address_size:
         operands["address_size"] = head.address_size
     if _LOCK in head.prefixes:

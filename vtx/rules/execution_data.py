@@ -62,19 +62,33 @@ def store(processor: Processor, instruction: Instruction) -> None:
 
 
 def modify(processor: Processor, instruction: Instruction) -> None:
-    """Add a register or a number (0 by default) to memory."""
+    """Add a register or a number (0 by default) to memory; with a register, set flags as ADD."""
     operands = instruction.operands
     linear, size = operand_address(processor.regs, operands), _size(instruction)
     addend = operands.get("value", 0)
-    if "source" in operands:
-        addend = register(processor.regs, operands["source"])
-    if not addend:
-        access(processor, linear, size, Access.MODIFY)
-        return
+    is_add = "source" in operands
+    if is_add:
+        addend = register(processor.regs, operands["source"]) & _all_ones(size)
     # One access that reads and writes: it must be allowed to write before it reads.
     access(processor, linear, size, Access.MODIFY)
-    value = int.from_bytes(read(processor, linear, size), "little") + addend
-    write(processor, linear, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
+    if not addend and not is_add:
+        return
+    value = int.from_bytes(read(processor, linear, size), "little")
+    result = value + addend & _all_ones(size)
+    write(processor, linear, result.to_bytes(size, "little"))
+    if is_add:
+        _add_flags(processor, value, addend, size)
+
+
+def _add_flags(processor: Processor, first: int, second: int, size: int) -> None:
+    """Set the status flags as ADD does."""
+    total = first + second
+    result, sign = total & _all_ones(size), 1 << 8 * size - 1
+    _logical_flags(processor, result, size)
+    flags = Rflags.CF if total > result else 0
+    flags |= Rflags.AF if (first ^ second ^ result) & 0x10 else 0
+    flags |= Rflags.OF if (first ^ result) & (second ^ result) & sign else 0
+    processor.regs.rflags |= flags
 
 
 def fetch(processor: Processor, instruction: Instruction) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
 from vtx.facts.msrs import Msr
 from vtx.hypervisor.verify.judgement import Verdict
@@ -25,6 +26,8 @@ _INVALID_GUEST_STATE, _MSR_LOADING = 33 | 1 << 31, 34 | 1 << 31
 _EXCEPTION = 0
 _CONTROLS = 7
 _GP_VECTOR = 13
+#: Interruption information: valid, error code, hardware exception, #GP.
+_GP_FAULT = 0x8000_0B0D
 _EPT_VIOLATION = 48
 _DEFAULT_SIZE = 1 << 14
 #: Of a qualification: read, write, linear address valid, and whether it is that of the access.
@@ -316,6 +319,18 @@ def _large_page_bits(case: Case, ours: Verdict, theirs: Verdict) -> bool:
 
 
 # ---- Instructions ----------------------------------------------------------------------------
+
+
+@_deviation(
+    "privilege_before_exit",
+    "Relative Priority of Faults and VM Exits",
+    "Faults based on privilege level come before VM exits: INVPCID at CPL > 0 causes #GP(0).",
+    tagged=False,
+)
+def _invpcid_privilege(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    if not case.get("cpl") or theirs.get("exit_reason") != ExitReason.INVPCID:
+        return False
+    return ours.get("exit_reason") == _EXCEPTION and ours["exit_intr_info"] == _GP_FAULT
 
 
 @_deviation(
