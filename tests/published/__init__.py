@@ -1,0 +1,1 @@
+"""Published figures on translation, beside what vtx simulates: makes ``docs/published.md``."""
