@@ -148,8 +148,8 @@ _WHY_PARK = (
     "program touches: the PDE cache of the profile covers what bfs does"
 )
 _WHY_PARK_2D = (
-    "the PTE, and an EPT walk of the final address that EPT's own caches cut short: the figure lies "
-    "between a program that the caches cover and one that defeats them"
+    "the PTE, and an EPT walk of the final address that EPT's own caches cut short: the figure "
+    "lies between a program that the caches cover and one that defeats them"
 )
 _WHY_FIGURE_8 = (
     "its page walk cache holds entries of both dimensions, last ones too, in one array of 24; "
@@ -160,11 +160,11 @@ _SAVED = """
 What is saved of the references of a walk, over these streams:
 
 - by paging-structure caches: {0} (Bhargava, section 6: 15 to 38 % of the run time);
-- by the nested TLB on top of them: {1} with 4-KByte nested pages, {2} with 2-MByte ones (3 to
-  7 % of the run time). VT-x's caches keep host-physical addresses of the guest's tables, so they save what
-  Bhargava's nested TLB is for, and the nested TLB has only the final addresses left;
-- by 2-MByte nested pages with both: {3} (Table 5: 38 to 56 % of the accesses of the page walk
-  cache, and fewer TLB misses; here a TLB keeps 4-KByte pieces, as the guest's pages are, and misses alike).
+- by the nested TLB on top of them: {1} with 4-KByte nested pages, {2} with 2-MByte ones
+  (3 to 7 % of the run time). VT-x's caches keep host-physical addresses of the guest's tables, so
+  they save what Bhargava's nested TLB is for, and it has only the final addresses left;
+- by 2-MByte nested pages with both: {3} (Table 5: 38 to 56 % of the accesses of the page
+  walk cache, and fewer TLB misses; here a TLB keeps 4-KByte pieces, as the guest's pages are).
 
 Run times are not compared: they depend on data caches and on a pipeline.
 """
