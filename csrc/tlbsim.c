@@ -367,6 +367,22 @@ int vtx_sim_run(vtx_sim *const *sims, uint64_t sim_count, const uint64_t *record
     return 1;
 }
 
+uint64_t vtx_sim_least(const uint64_t *records, uint64_t count, uint64_t kinds[4]) {
+    uint64_t last[2][16] = {{0}};
+    uint64_t misses = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        const uint32_t kind = record_kind(records[i]);
+        const uint64_t page = (records[i] & ADDRESS_BITS) >> 12;
+        uint64_t *known = &last[kind != VTX_FETCH][page & 15];
+        kinds[kind]++;
+        if (*known != page) {
+            *known = page;
+            misses++;
+        }
+    }
+    return misses;
+}
+
 /* ---- Counts --------------------------------------------------------------------------------- */
 
 void vtx_sim_counted(const vtx_sim *sim, vtx_sim_counts *out) {

@@ -573,3 +573,6 @@ void vtx_sim_free(vtx_sim *sim);
 int vtx_sim_run(vtx_sim *const *sims, uint64_t sim_count, const uint64_t *records,
                 uint64_t count);
 void vtx_sim_counted(const vtx_sim *sim, vtx_sim_counts *out);
+/* For benchmarks, the least that could stand for a simulation: count kinds, and the records whose
+ * page is not the last used one of its 16 sets. Returns the latter. */
+uint64_t vtx_sim_least(const uint64_t *records, uint64_t count, uint64_t kinds[4]);

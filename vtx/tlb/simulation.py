@@ -249,6 +249,13 @@ def _run(simulations: Sequence[Simulation], records: NDArray[np.uint64]) -> None
         raise NotSupported("there is not enough memory for the layout of the guest's tables")
 
 
+def least(records: NDArray[np.uint64]) -> int:
+    """Return how many records leave the page last used of their set: a ceiling for benchmarks."""
+    kinds = ffi.new("uint64_t[4]")
+    count: int = lib.vtx_sim_least(ffi.from_buffer("uint64_t[]", records), len(records), kinds)
+    return count
+
+
 def simulate(
     geometries: Sequence[Geometry],
     chunks: Iterable[NDArray[np.uint64]],
