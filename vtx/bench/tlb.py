@@ -38,7 +38,8 @@ def _packed(kinds: Any, pages: Any, offsets: Any) -> NDArray[np.uint64]:
 
     head = kinds.astype(np.uint64) << np.uint64(62) | np.uint64(8 << 48)
     records: NDArray[np.uint64] = head | pages.astype(np.uint64) << np.uint64(12)
-    return records | offsets.astype(np.uint64)
+    records |= offsets.astype(np.uint64)
+    return records
 
 
 def _hits(count: int) -> NDArray[np.uint64]:
