@@ -88,7 +88,7 @@ def operands_of(draw: Any, form: Form) -> dict[str, int]:
             operands[name] = draw(st.integers(0, 7))
         else:
             operands[name] = draw(REGISTERS)
-    if "osz" in form.opcode:
+    if "osz" in form.opcode and "operand_size" not in form.fixed:
         operands["operand_size"] = draw(st.sampled_from((2, 4, 8)))
     return operands
 
