@@ -33,5 +33,5 @@ cc="${CC:-gcc}"
 LD_PRELOAD="$("$cc" -print-file-name=libasan.so) $("$cc" -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
     PYTHONPATH="$build/sanitized:$PWD" "$python" -P -c "$run" -q -p no:cacheprovider \
-    tests/core tests/streams/test_binary.py tests/streams/test_lackey.py \
+    tests/core tests/tlb/test_simulate.py tests/streams/test_binary.py tests/streams/test_lackey.py \
     tests/machine/test_memory.py tests/machine/test_mmu_*.py tests/machine/test_paging.py
