@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vtx.hypervisor.handlers import Vmm, on
     from vtx.hypervisor.replay import compare, replay
     from vtx.hypervisor.run import Run
-    from vtx.hypervisor.trace import Trace, load_trace
+    from vtx.hypervisor.trace import Trace, load_trace, program
     from vtx.lab.profile import Profile, load_profile
     from vtx.machine.exit import Exit
     from vtx.machine.shape import Shape
@@ -76,7 +76,7 @@ _HOMES = {
     "vtx.hypervisor.handlers": ("Vmm", "on"),
     "vtx.hypervisor.replay": ("compare", "replay"),
     "vtx.hypervisor.run": ("Run",),
-    "vtx.hypervisor.trace": ("Trace", "load_trace"),
+    "vtx.hypervisor.trace": ("Trace", "load_trace", "program"),
     "vtx.lab.profile": ("Profile", "load_profile"),
     "vtx.machine.exit": ("Exit",),
     "vtx.machine.shape": ("Shape",),

@@ -9,6 +9,7 @@ from vtx.commands.compare import Compare
 from vtx.commands.exits import Exits
 from vtx.commands.explain import Explain
 from vtx.commands.imports import Import
+from vtx.commands.lab import Lab
 from vtx.commands.profiles import Profiles
 from vtx.commands.replay import Replay
 from vtx.commands.tlb import Tlb
@@ -29,5 +30,6 @@ COMMANDS: tuple[type[Command], ...] = (
     Verify,
     Profiles,
     Explain,
+    Lab,
     Bench,
 )

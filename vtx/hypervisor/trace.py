@@ -25,11 +25,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["SCHEMA", "Trace", "load_trace", "parse_trace"]
+__all__ = ["SCHEMA", "Trace", "load_trace", "parse_trace", "program"]
 
 #: The version of the format that this package reads.
 SCHEMA = 1
 _MOST_BYTES = 64 << 20
+
+
+#: What stands before the listing of a bare program.
+_HEAD = "schema: 1\nsteps: |\n"
 
 
 @dataclass(frozen=True)
@@ -203,6 +207,36 @@ def parse_trace(text: str, file: str = "<text>", folder: str | Path = ".") -> Tr
     listing = _listing(entries, document, lines, code_bits(mode))
     _check_processors(listing, header.processors, file)
     return Trace(file, replace(header, expectations=expectations), listing)
+
+
+def program(steps: str) -> Program:
+    r"""Return the program that a listing says: what a guest executes, one instruction a line.
+
+    Parameters
+    ----------
+    steps : str
+        As the `steps` of a trace.
+
+    Raises
+    ------
+    InputError
+        A line is no step; the message has its number.
+
+    Examples
+    --------
+    >>> import vtx
+    >>> len(vtx.program("cpuid leaf=1\nhlt").operations)
+    2
+    """
+    lines = [line.strip() for line in steps.strip().splitlines()]
+    text = "".join(f"  {line}\n" for line in lines)
+    try:
+        return parse_trace(_HEAD + text).program
+    except InputError as error:
+        error.file = "<program>"
+        if error.line is not None:
+            error.line -= _HEAD.count("\n")
+        raise
 
 
 def _entries(document: Item) -> Mapping[str, Item]:

@@ -1,0 +1,292 @@
+"""What a checker works with: the student's file, machines for its guests, and remarks.
+
+A checker is a function ``check(lab)``. It asks the student's file for functions, lets them work on
+guests that differ from run to run (:attr:`Lab.random`), and says what it found with
+:meth:`Lab.expect`: one sentence for what should hold and, where it does not, one that helps.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from vtx.errors import EmulationStopped, EndOfTrace, VMfail, VtxError
+
+if TYPE_CHECKING:
+    from vtx.cpu import Cpu
+    from vtx.facts.exits import ExitReason
+    from vtx.machine.exit import Exit
+    from vtx.machine.shape import Shape
+
+__all__ = ["Lab", "Remark", "StudentError", "Watched"]
+
+#: More exits than any guest of the exercises makes.
+_MOST_EXITS = 20_000
+
+
+class StudentError(Exception):
+    """The student's code cannot go on; what was said until then stands.
+
+    Parameters
+    ----------
+    message : str
+        What happened.
+    hint : str
+        What helps.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        self.message = message
+        self.hint = hint
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One thing that was looked at.
+
+    Attributes
+    ----------
+    good : bool
+        It is as it should be.
+    what : str
+        What should hold, or what went wrong.
+    hint : str
+        What helps, where it does not hold.
+    """
+
+    good: bool
+    what: str
+    hint: str = ""
+
+
+@dataclass
+class Watched:
+    """What a guest did under the student's handlers.
+
+    Attributes
+    ----------
+    cpu : Cpu
+        The logical processor, after the guest has ended.
+    exits : list of (ExitReason, int)
+        Reason and RIP of each exit, in order.
+    registers : list of dict
+        General-purpose registers after each exit was handled.
+    """
+
+    cpu: Cpu
+    exits: list[tuple[ExitReason, int]] = field(default_factory=list)
+    registers: list[dict[str, int]] = field(default_factory=list)
+
+    def count(self, reason: int) -> int:
+        """Return how many exits had this reason."""
+        return sum(1 for seen, _ in self.exits if seen == reason)
+
+
+class Lab:
+    """A student's file on the bench.
+
+    Parameters
+    ----------
+    module : module
+        The student's file, executed.
+    path : str
+        Its name, for messages.
+    seed : int
+        What the variations follow from.
+
+    Attributes
+    ----------
+    random : random.Random
+        For variations: other ports, leaves, addresses, orders in every run.
+    remarks : list of Remark
+        What was found so far.
+    """
+
+    def __init__(self, module: ModuleType, path: str, seed: int) -> None:
+        self._module = module
+        self._path = path
+        self.random = random.Random(seed)  # noqa: S311 - variations, not secrets
+        self.remarks: list[Remark] = []
+        self._open: list[Cpu] = []
+
+    # ---- The student's file ---------------------------------------------------------------------
+
+    def function(self, name: str, purpose: str) -> Callable[..., Any]:
+        """Return a function of the student's file; calls name the line where one fails.
+
+        Raises
+        ------
+        StudentError
+            The file has no such function.
+        """
+        function = self.value(name, purpose)
+        if not callable(function):
+            raise StudentError(f"{name} is no function", f"write: def {name}(...): {purpose}")
+
+        def call(*arguments: Any) -> Any:
+            with self._blamed(name):
+                return function(*arguments)
+
+        call.__name__ = name
+        return call
+
+    def value(self, name: str, purpose: str) -> Any:
+        """Return anything that the student's file defines.
+
+        Raises
+        ------
+        StudentError
+            It does not define it.
+        """
+        if not hasattr(self._module, name):
+            raise StudentError(f"your file does not define {name}", f"it is {purpose}")
+        return getattr(self._module, name)
+
+    # ---- Machines -------------------------------------------------------------------------------
+
+    def cpu(self, profile: str | Shape = "skylake_sp", *, vmx: bool = True) -> Cpu:
+        """Return a logical processor, in VMX operation unless `vmx` is False."""
+        from vtx.cpu import Cpu
+
+        cpu = Cpu(profile)
+        self._open.append(cpu)
+        if vmx:
+            cpu.vmxon()
+        return cpu
+
+    def guest(self, profile: str | Shape = "skylake_sp", *, mapped: bool = True) -> Cpu:
+        """Return a processor with a 64-bit guest that can be launched.
+
+        Parameters
+        ----------
+        profile : str or Shape
+            The CPU.
+        mapped : bool
+            EPT maps all of the guest's memory; otherwise none of it.
+        """
+        from vtx.machine.vmcs import Vmcs
+
+        cpu = self.cpu(profile)
+        cpu.load(Vmcs.for_64bit_guest(cpu.shape))
+        if mapped:
+            cpu.ept.map(0, size="1G")
+        return cpu
+
+    def run(
+        self, cpu: Cpu, steps: str, handle: Callable[[Cpu, Exit], Any], *, until: int | None = None
+    ) -> Watched:
+        """Let a guest run under the student's handler until it halts or its program ends.
+
+        Parameters
+        ----------
+        cpu : Cpu
+            With a guest that can be launched.
+        steps : str
+            The guest's program, a listing.
+        handle : callable
+            ``handle(cpu, exit)`` for every exit but the last.
+        until : ExitReason, optional
+            The exit that ends it; HLT by default.
+
+        Raises
+        ------
+        StudentError
+            The guest makes no progress, cannot be entered, or never ends.
+        """
+        from vtx.facts.exits import ExitReason
+        from vtx.hypervisor.trace import program
+
+        last = ExitReason.HLT if until is None else until
+        watched = Watched(cpu)
+        with self._explained(cpu):
+            exit = cpu.vmlaunch(program(steps))
+            for _ in range(_MOST_EXITS):
+                # Looking costs the student's VMM no VMREAD.
+                info = exit.information
+                watched.exits.append((info.reason, info.guest_rip))
+                if info.exit_reason_bits >> 31:
+                    raise StudentError(exit.explain(), f"vtx explain {info.check or info.reason}")
+                if info.reason == last:
+                    return watched
+                handle(cpu, exit)
+                watched.registers.append(cpu.regs.as_dict())
+                exit = cpu.vmresume()
+            raise StudentError(
+                f"after {_MOST_EXITS} VM exits the guest still runs",
+                "does each exit make progress?",
+            )
+        return watched
+
+    # ---- Remarks --------------------------------------------------------------------------------
+
+    def expect(self, good: bool, what: str, hint: str = "") -> bool:
+        """Remark that `what` should hold, and whether it does; return that."""
+        self.remarks.append(Remark(bool(good), what, "" if good else hint))
+        return bool(good)
+
+    def equal(self, got: Any, wanted: Any, what: str, hint: str = "") -> bool:
+        """Remark on a value: `what`, and where it differs also both values."""
+        if got == wanted:
+            return self.expect(True, what)
+        shown = f"you have {_shown(got)}, it should be {_shown(wanted)}"
+        return self.expect(False, what, f"{shown}{'; ' + hint if hint else ''}")
+
+    def close(self) -> None:
+        """Give the machines back."""
+        for cpu in self._open:
+            cpu.machine.memory.close()
+
+    # ---- What went wrong ------------------------------------------------------------------------
+
+    @contextmanager
+    def _explained(self, cpu: Cpu) -> Iterator[None]:
+        """Turn the end of a guest's program and the machine's errors into what a student reads."""
+        try:
+            yield
+        except EndOfTrace:
+            return
+        except EmulationStopped as stopped:
+            raise StudentError(str(stopped)) from stopped
+        except VMfail as failed:
+            raise StudentError(f"VM entry failed: {failed}", _explain(failed)) from failed
+
+    @contextmanager
+    def _blamed(self, name: str) -> Iterator[None]:
+        """Name the line of the student's file in which an exception arose."""
+        try:
+            yield
+        except (EmulationStopped, StudentError):
+            raise
+        except Exception as error:
+            place = _line(error, self._path)
+            text = str(error) if isinstance(error, VtxError) else f"{type(error).__name__}: {error}"
+            raise StudentError(f"{place}in {name}: {text}", _explain(error)) from error
+
+
+def _explain(error: Exception) -> str:
+    check = getattr(error, "check", None)
+    number = getattr(error, "error", None)
+    if check:
+        return f"vtx explain {check}"
+    return f"vtx explain error {number}" if isinstance(number, int) else ""
+
+
+def _line(error: BaseException, path: str) -> str:
+    """Return the last line of the student's file that the exception went through."""
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == path:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f"line {line}, " if line is not None else ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value)
+    return f"{value:#x}" if isinstance(value, int) else repr(value)
