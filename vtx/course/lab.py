@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vtx.cpu import Cpu
     from vtx.facts.exits import ExitReason
     from vtx.machine.exit import Exit
+    from vtx.machine.program import Program
     from vtx.machine.shape import Shape
 
 __all__ = ["Lab", "Remark", "StudentError", "Watched"]
@@ -203,24 +204,29 @@ class Lab:
 
         last = ExitReason.HLT if until is None else until
         watched = Watched(cpu)
-        with self._explained(cpu):
-            exit = cpu.vmlaunch(program(steps))
-            for _ in range(_MOST_EXITS):
-                # Looking costs the student's VMM no VMREAD.
-                info = exit.information
-                watched.exits.append((info.reason, info.guest_rip))
-                if info.exit_reason_bits >> 31:
-                    raise StudentError(exit.explain(), f"vtx explain {info.check or info.reason}")
-                if info.reason == last:
-                    return watched
-                handle(cpu, exit)
-                watched.registers.append(cpu.regs.as_dict())
-                exit = cpu.vmresume()
-            raise StudentError(
-                f"after {_MOST_EXITS} VM exits the guest still runs",
-                "does each exit make progress?",
-            )
+        with suppress(EndOfTrace), self._explained():
+            self._play(watched, program(steps), handle, last)
         return watched
+
+    def _play(
+        self, watched: Watched, steps: Program, handle: Callable[[Cpu, Exit], Any], last: int
+    ) -> None:
+        """Handle exits until the last one."""
+        cpu = watched.cpu
+        exit = cpu.vmlaunch(steps)
+        for _ in range(_MOST_EXITS):
+            # Looking costs the student's VMM no VMREAD.
+            info = exit.information
+            watched.exits.append((info.reason, info.guest_rip))
+            if info.exit_reason_bits >> 31:
+                raise StudentError(exit.explain(), f"vtx explain {info.check or info.reason}")
+            if info.reason == last:
+                return
+            handle(cpu, exit)
+            watched.registers.append(cpu.regs.as_dict())
+            exit = cpu.vmresume()
+        what = f"after {_MOST_EXITS} VM exits the guest still runs"
+        raise StudentError(what, "does each exit make progress?")
 
     # ---- Remarks --------------------------------------------------------------------------------
 
@@ -244,12 +250,12 @@ class Lab:
     # ---- What went wrong ------------------------------------------------------------------------
 
     @contextmanager
-    def _explained(self, cpu: Cpu) -> Iterator[None]:
-        """Turn the end of a guest's program and the machine's errors into what a student reads."""
+    def _explained(self) -> Iterator[None]:
+        """Turn the machine's errors into what a student reads."""
         try:
             yield
         except EndOfTrace:
-            return
+            raise
         except EmulationStopped as stopped:
             raise StudentError(str(stopped)) from stopped
         except VMfail as failed:
