@@ -146,7 +146,7 @@ def _reporter(progress: Progress) -> Callable[[int, int], None]:
 
 
 def _write(output: Output, report: ExitReport, details: int) -> None:
-    from vtx.lab.exit_report import csv_rows
+    from vtx.lab.exit_csv import csv_rows
 
     if output.format == "json":
         output.write_json(report.as_dict(details))
@@ -157,7 +157,7 @@ def _write(output: Output, report: ExitReport, details: int) -> None:
 
 
 def _write_compared(output: Output, report: ExitReport, baseline: ExitReport, details: int) -> None:
-    from vtx.lab.exit_report import compare_tables, compared
+    from vtx.lab.exit_changes import compare_tables, compared
 
     changes = compared(report, baseline)
     if output.format == "json":
