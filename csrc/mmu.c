@@ -22,6 +22,10 @@ static const char *array_error(const vtx_tlb_array *array) {
         return "the number of sets of a TLB array must be a power of two";
     if (array->entries > 1u << 24)
         return "a TLB array can have at most 16777216 entries";
+    if (array->replacement > VTX_RANDOM)
+        return "the replacement of a TLB array must be LRU, tree-PLRU or random";
+    if (array->replacement == VTX_TREE_PLRU && (array->ways & (array->ways - 1) || array->ways > 64))
+        return "a TLB array with tree-PLRU must have 1, 2, 4, 8, 16, 32 or 64 ways";
     return NULL;
 }
 
@@ -76,7 +80,7 @@ void vtx_mmu_free(vtx_mmu *mmu) {
     if (!mmu)
         return;
     tlb_free(&mmu->tlb);
-    free(mmu->front.all_pages);
+    front_free(mmu);
     cache_free(&mmu->nested);
     for (unsigned level = 2; level <= 5; level++) {
         cache_free(&mmu->guest_caches[level]);

@@ -17,24 +17,34 @@ typedef struct {
     uint64_t need, mask;
 } right_test;
 
-/* What the run loop looks at before it makes a lookup: for each set of one first-level array a
- * side, the page in its most recently used way, if the kind of access is allowed there (else 0).
- * A lookup that finds that page changes nothing, so only its count need be kept. `key`, in the
- * bits below the page, tells what was written since the last change of context or invalidation
- * from what is older. Members are by kind of access. */
+/* What the run loop looks at before it makes a lookup: a directory of pages that are in one
+ * first-level array a side. A hit there takes no more than a stamp, for the array's LRU order. A
+ * word of it:
+ *
+ *   47..12 page   11..4 key   3..0 kinds of access that are not allowed there
+ *
+ * The key tells what was written since the last change of context or invalidation from what is
+ * older. Arrays of 4 are by kind of access, arrays of 2 by side. */
 typedef struct {
-    uint64_t *pages[4];
-    uint64_t set_mask[4];
+    uint64_t word;
+    uint64_t *stamp; /* of the entry that holds the page */
+} front_slot;
+
+enum { FRONT_KEY = 0x10, FRONT_KEYS = 0xFF, FRONT_SLOTS = 256, FRONT_ENTRIES = 1 << 16 };
+
+typedef struct {
+    front_slot *base[4];
+    uint64_t compared[4]; /* bits of a word */
+    uint64_t passed[4];   /* 1 for this kind, in counts of 16 bits */
     uint64_t page_mask[4]; /* of the page's address in a record */
     uint32_t shift[4];
-    uint64_t key;
-    uint64_t *all_pages;
-    tlb_array *array[2]; /* by side; NULL: the front is not in use */
-    uint8_t size[2];     /* by side: the page size that it is for (enum tlb_size) */
+    uint64_t key;        /* in place */
+    tlb_array *array[2]; /* NULL: the front is not in use */
+    uint8_t *slot_of[2]; /* by entry of the array: the slot that it may have */
+    front_slot *slots;   /* FRONT_SLOTS a side */
+    uint8_t size[2];     /* the page size that it is for (enum tlb_size) */
     uint8_t misfits[2];
 } run_front;
-
-enum { FRONT_KEYS = 0xFFF, FRONT_SETS = 1 << 16 };
 
 struct vtx_mmu {
     vtx_memory *memory;
@@ -76,13 +86,14 @@ static inline void mmu_enter(vtx_mmu *mmu, const vtx_context *context) {
 /* ---- front.c -------------------------------------------------------------------------------- */
 
 int front_init(vtx_mmu *mmu);
+void front_free(vtx_mmu *mmu);
 /* Nothing that the fronts say holds any longer. */
 void front_forget(vtx_mmu *mmu);
-/* The access if its page is in the front's array with the rights needed, in any way: the page
- * becomes the most recently used, and the front knows it. 0 if it takes a full lookup. */
+/* Make the access if its page is in the front's array with the rights needed; then the front knows
+ * it. 0 if it takes a full lookup. */
 int front_find(vtx_mmu *mmu, uint32_t kind, uint64_t gva);
-/* A lookup of `gva` for a record of this kind left `entry` (or nothing, NULL) the most recently
- * used. */
+/* A lookup of `gva` for a record of this kind ended at `entry` of the first level (or NULL), which
+ * may have been filled for it. */
 void front_note(vtx_mmu *mmu, uint32_t kind, uint64_t gva, const tlb_entry *entry);
 
 /* ---- walk.c --------------------------------------------------------------------------------- */

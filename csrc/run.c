@@ -119,11 +119,10 @@ static void add_passed(vtx_counters *counters, uint64_t passed) {
 
 /* Pass records as long as each is a reference within one page, at least one byte long (size 0
  * wraps: an instruction, or an access that counts as one byte), and the front knows its page.
- * Returns the first other record. `small`: all pages are of 4 KBytes, which the compiler turns
- * into constants. */
+ * Returns the first other record. `now` is the stamp of record 0. `small`: all pages are of
+ * 4 KBytes, which the compiler turns into constants. */
 static inline uint64_t pass(const run_front *front, const uint64_t *records, uint64_t i,
-                            uint64_t stop, uint64_t *passed, int small) {
-    static const uint64_t one[4] = {1, 1ull << 16, 1ull << 32, 1ull << 48};
+                            uint64_t stop, uint64_t now, uint64_t *passed, int small) {
     const uint64_t key = front->key;
     uint64_t count = *passed;
     for (; i < stop; i++) {
@@ -131,13 +130,28 @@ static inline uint64_t pass(const run_front *front, const uint64_t *records, uin
         const uint32_t kind = record_kind(record);
         const uint64_t page_mask = small ? 0x0000FFFFFFFFF000ull : front->page_mask[kind];
         const uint64_t number = small ? record >> 12 : record >> front->shift[kind];
-        const uint64_t known = front->pages[kind][number & front->set_mask[kind]];
-        if (known != ((record & page_mask) | key) || record_size(record) - 1 > (~record & 0xFFF))
+        const front_slot *slot = &front->base[kind][number & (FRONT_SLOTS - 1)];
+        if (((slot->word ^ ((record & page_mask) | key)) & front->compared[kind]) ||
+            record_size(record) - 1 > (~record & 0xFFF))
             break;
-        count += one[kind];
+        *slot->stamp = now + i;
+        count += front->passed[kind];
     }
     *passed = count;
     return i;
+}
+
+/* Stamps go on where both arrays of the front are. */
+static uint64_t latest_stamp(const run_front *front) {
+    const uint64_t clock[2] = {front->array[0] ? front->array[0]->clock : 0,
+                               front->array[1] ? front->array[1]->clock : 0};
+    return clock[0] > clock[1] ? clock[0] : clock[1];
+}
+
+static void set_stamp(const run_front *front, uint64_t clock) {
+    for (unsigned side = 0; side < 2; side++)
+        if (front->array[side])
+            front->array[side]->clock = clock;
 }
 
 /* Run at most BLOCK records; returns the record that stopped it, or `stop`. */
@@ -147,10 +161,12 @@ static uint64_t run_block(run_state *run, const uint64_t *records, uint64_t i, u
     const run_front *front = &mmu->front;
     uint64_t passed = 0;
     for (; i < stop; i++) {
+        const uint64_t now = latest_stamp(front) + 1 - i;
         if (front->size[0] == SIZE_4K && front->size[1] == SIZE_4K)
-            i = pass(front, records, i, stop, &passed, 1);
+            i = pass(front, records, i, stop, now, &passed, 1);
         else
-            i = pass(front, records, i, stop, &passed, 0);
+            i = pass(front, records, i, stop, now, &passed, 0);
+        set_stamp(front, now + i);
         if (i == stop)
             break;
         *status = run_slow(run, records[i]);

@@ -6,15 +6,48 @@
 
 /* ---- Construction --------------------------------------------------------------------------- */
 
+static enum tlb_order order_of(const vtx_tlb_array *shape) {
+    if (shape->replacement == VTX_TREE_PLRU)
+        return ORDER_TREE;
+    if (shape->replacement == VTX_RANDOM)
+        return ORDER_RANDOM;
+    return shape->level == 2 && shape->ways <= 16 ? ORDER_NIBBLES : ORDER_STAMPS;
+}
+
 static int array_init(tlb_array *array, const vtx_tlb_array *shape) {
     array->sets = shape->entries / shape->ways;
     array->set_mask = array->sets - 1;
     array->ways = shape->ways;
+    array->key_stride = (shape->ways + 3) & ~3u;
     array->level = (uint8_t)shape->level;
     array->sides = (uint8_t)shape->sides;
     array->pages = (uint8_t)shape->pages;
+    array->ordered = (uint8_t)order_of(shape);
+    array->random = shape->seed | 1ull << 63; /* never 0 */
     array->entries = calloc(shape->entries, sizeof *array->entries);
-    return array->entries != NULL;
+    array->keys = calloc((size_t)array->sets * array->key_stride, sizeof *array->keys);
+    array->order = calloc(array->sets, sizeof *array->order);
+    const int stamped = array->ordered == ORDER_STAMPS ||
+                        (array->ordered == ORDER_RANDOM && array->level == 1);
+    if (stamped)
+        array->stamps = calloc(shape->entries, sizeof *array->stamps);
+    if (!array->entries || !array->keys || !array->order || (stamped && !array->stamps))
+        return 0;
+    if (array->ordered == ORDER_NIBBLES) { /* way 0 is the first to be filled */
+        uint64_t order = 0;
+        for (uint32_t way = 0; way < array->ways; way++)
+            order |= (uint64_t)way << 4 * (array->ways - 1 - way);
+        for (uint32_t set = 0; set < array->sets; set++)
+            array->order[set] = order;
+    }
+    return 1;
+}
+
+static void array_free(tlb_array *array) {
+    free(array->entries);
+    free(array->keys);
+    free(array->order);
+    free(array->stamps);
 }
 
 /* List, for one level and side, the arrays that take each page size. */
@@ -46,9 +79,9 @@ int tlb_init(vtx_tlb *tlb, const vtx_shape *shape) {
     if (!tlb->spaces || !tlb->slots)
         return 0;
     for (unsigned i = 0; i < shape->array_count; i++) {
+        tlb->array_count++;
         if (!array_init(&tlb->arrays[i], &shape->arrays[i]))
             return 0;
-        tlb->array_count++;
         if (shape->arrays[i].level == 1 && shape->arrays[i].sides == 3)
             tlb->shared_l1 = 1;
     }
@@ -60,7 +93,7 @@ int tlb_init(vtx_tlb *tlb, const vtx_shape *shape) {
 
 void tlb_free(vtx_tlb *tlb) {
     for (unsigned i = 0; i < tlb->array_count; i++)
-        free(tlb->arrays[i].entries);
+        array_free(&tlb->arrays[i]);
     free(tlb->spaces);
     free(tlb->slots);
 }
@@ -131,12 +164,78 @@ void tlb_sweep_spaces(vtx_tlb *tlb) {
     tlb->space_cursor = 1;
 }
 
+/* ---- Replacement ---------------------------------------------------------------------------- */
+
+/* A tree over the ways: on the path to a way, each node is made to point away from it. */
+void tlb_touch_tree(tlb_array *array, uint64_t set, uint32_t way) {
+    uint64_t tree = array->order[set];
+    uint32_t node = 1;
+    for (uint32_t half = array->ways / 2; half; half /= 2) {
+        const uint32_t right = (way & half) != 0;
+        tree = (tree & ~(1ull << node)) | (uint64_t)!right << node;
+        node = 2 * node + right;
+    }
+    array->order[set] = tree;
+}
+
+static uint32_t tree_victim(const tlb_array *array, uint64_t set) {
+    const uint64_t tree = array->order[set];
+    uint32_t node = 1;
+    while (node < array->ways)
+        node = 2 * node + (tree >> node & 1);
+    return node - array->ways;
+}
+
+/* xorshift64: the same numbers from the same seed on every system. */
+static uint32_t random_victim(tlb_array *array) {
+    array->random ^= array->random << 13;
+    array->random ^= array->random >> 7;
+    array->random ^= array->random << 17;
+    return (uint32_t)((array->random >> 32) % array->ways);
+}
+
+static uint32_t oldest_stamp(const tlb_array *array, uint64_t set) {
+    const uint64_t *stamps = array->stamps + set * array->ways;
+    uint32_t oldest = 0;
+    for (uint32_t way = 1; way < array->ways && stamps[oldest]; way++)
+        if (stamps[way] < stamps[oldest])
+            oldest = way;
+    return oldest;
+}
+
+/* The way to fill: an empty one (both LRU orders keep those last), or the one to be replaced. */
+static uint32_t victim_of(tlb_array *array, uint64_t set) {
+    if (array->ordered == ORDER_NIBBLES)
+        return array->order[set] >> 4 * (array->ways - 1) & 15;
+    if (array->ordered == ORDER_STAMPS)
+        return oldest_stamp(array, set);
+    for (uint32_t way = 0; way < array->ways; way++)
+        if (!array->entries[set * array->ways + way].tag)
+            return way;
+    return array->ordered == ORDER_TREE ? tree_victim(array, set) : random_victim(array);
+}
+
+/* Empty one way: it becomes the first to be filled. */
+static void remove_way(tlb_array *array, uint64_t set, uint32_t way) {
+    array->entries[set * array->ways + way] = (tlb_entry){0, 0};
+    array->keys[set * array->key_stride + way] = 0;
+    if (array->ordered == ORDER_STAMPS)
+        array->stamps[set * array->ways + way] = 0;
+    if (array->ordered != ORDER_NIBBLES)
+        return;
+    const uint64_t order = array->order[set];
+    const unsigned at = nibble_position(order, way);
+    const uint64_t newer = (1ull << at) - 1;
+    const uint64_t older = order >> at >> 4 << at; /* one place forward; 0 comes in at the end */
+    array->order[set] = (order & newer) | older | (uint64_t)way << 4 * (array->ways - 1);
+}
+
 /* ---- Lookup and fill ------------------------------------------------------------------------ */
 
-/* The set of `array` list `size` that holds page `va`. Several arrays for one size share its pages
- * out by the low bits of the page number. */
-static inline tlb_entry *set_of(const tlb_side *side, unsigned size, uint64_t va,
-                                tlb_array **array) {
+/* The set that holds page `va` in what the side has for pages of `size`. Several arrays for one
+ * size share its pages out by the low bits of the page number. */
+static inline uint64_t set_of(const tlb_side *side, unsigned size, uint64_t va,
+                              tlb_array **array) {
     uint64_t page = va >> size_shift[size];
     unsigned which = 0;
     if (side->count[size] > 1) {
@@ -144,7 +243,7 @@ static inline tlb_entry *set_of(const tlb_side *side, unsigned size, uint64_t va
         page /= side->count[size];
     }
     *array = side->array[size][which];
-    return (*array)->entries + (page & (*array)->set_mask) * (*array)->ways;
+    return page & (*array)->set_mask;
 }
 
 tlb_entry *tlb_find(const tlb_side *side, uint64_t va, uint32_t space, uint32_t global) {
@@ -152,16 +251,15 @@ tlb_entry *tlb_find(const tlb_side *side, uint64_t va, uint32_t space, uint32_t 
         if (!side->count[size])
             continue;
         tlb_array *array;
-        tlb_entry *set = set_of(side, size, va, &array);
+        const uint64_t set = set_of(side, size, va, &array);
         if (!(array->present >> size & 1))
             continue;
         const uint64_t tag = tlb_tag(va, (enum tlb_size)size, space);
-        const uint32_t way = tlb_search(set, array->ways, tag, tag ^ space ^ global);
+        const uint32_t way = tlb_search(array, set, tag, tag ^ space ^ global);
         if (way == array->ways)
             continue;
-        if (way)
-            tlb_move_to_front(set, way, set[way]);
-        return set;
+        tlb_touch(array, set, way);
+        return &array->entries[set * array->ways + way];
     }
     return NULL;
 }
@@ -180,12 +278,15 @@ tlb_entry *tlb_fill(const tlb_side *side, uint64_t va, enum tlb_size size, uint3
     if (stored == 0xFF)
         return NULL;
     tlb_array *array;
-    tlb_entry *set = set_of(side, stored, va, &array);
-    tlb_entry entry = {tlb_tag(va, (enum tlb_size)stored, space),
-                       part_of(payload, va, size, stored)};
+    const uint64_t set = set_of(side, stored, va, &array);
+    const uint64_t tag = tlb_tag(va, (enum tlb_size)stored, space);
+    const uint32_t way = victim_of(array, set);
+    tlb_entry *entry = &array->entries[set * array->ways + way];
     array->present |= (uint8_t)(1u << stored);
-    tlb_move_to_front(set, array->ways - 1, entry);
-    return set;
+    array->keys[set * array->key_stride + way] = tlb_key(tag);
+    *entry = (tlb_entry){tag, part_of(payload, va, size, stored)};
+    tlb_touch(array, set, way);
+    return entry;
 }
 
 tlb_entry *tlb_update(const tlb_side *side, uint64_t va, enum tlb_size size, uint32_t space,
@@ -194,39 +295,31 @@ tlb_entry *tlb_update(const tlb_side *side, uint64_t va, enum tlb_size size, uin
     if (stored == 0xFF)
         return NULL;
     tlb_array *array;
-    tlb_entry *set = set_of(side, stored, va, &array);
+    const uint64_t set = set_of(side, stored, va, &array);
     const uint64_t tag = tlb_tag(va, (enum tlb_size)stored, space);
-    const uint32_t way = tlb_search(set, array->ways, tag, tag);
+    const uint32_t way = tlb_search(array, set, tag, tag);
     if (way == array->ways)
         return NULL;
-    set[way].payload = part_of(payload, va, size, stored);
-    return &set[way];
+    tlb_entry *entry = &array->entries[set * array->ways + way];
+    entry->payload = part_of(payload, va, size, stored);
+    return entry;
 }
 
 /* ---- Invalidation --------------------------------------------------------------------------- */
 
-/* Remove from one set what the target names, keeping the LRU order of the rest. */
-static uint32_t remove_from_set(tlb_entry *set, uint32_t ways, const tlb_space *spaces,
+/* Remove from one set what the target names, keeping the order of the rest. */
+static uint32_t remove_from_set(tlb_array *array, uint64_t set, const tlb_space *spaces,
                                 const tlb_target *target) {
-    uint32_t kept = 0;
-    uint32_t way = 0;
-    for (; way < ways && set[way].tag; way++) {
-        const tlb_entry entry = set[way];
-        const int gone =
-            spaces[tag_space(entry.tag)].chosen &&
-            (!target->by_address || tlb_entry_covers(entry.tag, entry.payload, target->address));
-        if (!gone)
-            set[kept++] = entry;
+    uint32_t removed = 0;
+    for (uint32_t way = 0; way < array->ways; way++) {
+        const tlb_entry entry = array->entries[set * array->ways + way];
+        if (!entry.tag || !spaces[tag_space(entry.tag)].chosen ||
+            (target->by_address && !tlb_entry_covers(entry.tag, entry.payload, target->address)))
+            continue;
+        remove_way(array, set, way);
+        removed++;
     }
-    const uint32_t removed = way - kept;
-    memset(set + kept, 0, removed * sizeof *set);
     return removed;
-}
-
-static void forget_way(tlb_entry *set, uint32_t ways, uint32_t way) {
-    for (; way + 1 < ways; way++)
-        set[way] = set[way + 1];
-    set[ways - 1] = (tlb_entry){0, 0};
 }
 
 void tlb_forget(vtx_tlb *tlb, uint64_t va, uint32_t space, uint32_t global) {
@@ -237,12 +330,11 @@ void tlb_forget(vtx_tlb *tlb, uint64_t va, uint32_t space, uint32_t global) {
                 if (!side->count[size])
                     continue;
                 tlb_array *array;
-                tlb_entry *set = set_of(side, size, va, &array);
+                const uint64_t set = set_of(side, size, va, &array);
                 const uint64_t tag = tlb_tag(va, (enum tlb_size)size, space);
                 uint32_t way;
-                while ((way = tlb_search(set, array->ways, tag, tag ^ space ^ global)) <
-                       array->ways)
-                    forget_way(set, array->ways, way);
+                while ((way = tlb_search(array, set, tag, tag ^ space ^ global)) < array->ways)
+                    remove_way(array, set, way);
             }
         }
     }
@@ -255,8 +347,7 @@ uint64_t tlb_remove(vtx_tlb *tlb, const tlb_target *target) {
         if (!array->present)
             continue;
         for (uint32_t set = 0; set < array->sets; set++)
-            removed += remove_from_set(array->entries + (uint64_t)set * array->ways, array->ways,
-                                       tlb->spaces, target);
+            removed += remove_from_set(array, set, tlb->spaces, target);
     }
     return removed;
 }

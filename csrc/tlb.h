@@ -1,4 +1,4 @@
-/* The TLBs: set-associative, true LRU, tagged by mapping space.
+/* The TLBs: set-associative, tagged by mapping space; LRU, tree-PLRU or random replacement.
  *
  * A space is what the SDM tags cached mappings with: linear mappings by VPID and PCID, combined
  * mappings by VPID, PCID and EP4TA (EPTP bits 51:12), guest-physical mappings by EP4TA; global
@@ -13,6 +13,10 @@
 #define VTX_TLB_H
 
 #include "core.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 /* ---- Spaces --------------------------------------------------------------------------------- */
 
@@ -76,13 +80,31 @@ static inline uint32_t tag_space(uint64_t tag) {
 
 /* ---- Arrays --------------------------------------------------------------------------------- */
 
+/* Entries stay in the way that they were put in; which of a set goes next is kept beside them, in
+ * one word of `order` a set or in one stamp an entry. A short
+ * key of each entry, a hash of page number and size, makes the search: four are compared at once,
+ * and what they find is compared in full. Empty ways (tag 0) are filled first. */
 typedef struct {
-    tlb_entry *entries; /* sets one after the other, each from most to least recently used */
-    uint32_t set_mask, ways;
+    tlb_entry *entries; /* sets one after the other */
+    uint32_t *keys;     /* key_stride a set; 0 beyond `ways` and in most empty ways */
+    uint64_t *order;    /* by set: see enum tlb_order */
+    uint64_t *stamps;   /* ORDER_STAMPS: by entry, when it was last used; 0 if empty. Random first
+                         * levels have them, too, so that the run loop need not know. */
+    uint64_t clock;     /* the last stamp */
+    uint64_t random;    /* ORDER_RANDOM: the generator's state */
+    uint32_t set_mask, ways, key_stride;
     uint32_t sets;
     uint8_t level, sides, pages;
     uint8_t present; /* page sizes (1 << tlb_size) that it may hold; 0 after a full flush */
+    uint8_t ordered; /* enum tlb_order */
 } tlb_array;
+
+enum tlb_order {
+    ORDER_NIBBLES, /* LRU: the ways from most to least recently used, 4 bits each (up to 16) */
+    ORDER_STAMPS,  /* LRU: first levels, whose hits are many, and more than 16 ways */
+    ORDER_TREE,    /* tree-PLRU: bit n of the word is node n of the tree (root 1): 0 left, 1 right */
+    ORDER_RANDOM,
+};
 
 /* The arrays that one level has for instruction fetches or for data. */
 typedef struct {
@@ -113,30 +135,83 @@ void tlb_mark_live(vtx_tlb *tlb);
 /* Forget every space that is not chosen: numbers of live ones stay, because tags hold them. */
 void tlb_sweep_spaces(vtx_tlb *tlb);
 
-/* Position of a tag in a set, or `ways`. Empty ways are last, so the first one ends the search. */
-static inline uint32_t tlb_search(const tlb_entry *set, uint32_t ways, uint64_t tag,
+static inline uint32_t tlb_key(uint64_t tag) {
+    return (uint32_t)(tag >> SPACE_BITS);
+}
+
+/* Bits of the keys [way, way + 4) that equal `key`. */
+static inline unsigned tlb_match4(const uint32_t *keys, uint32_t key) {
+#if defined(__SSE2__)
+    const __m128i four = _mm_loadu_si128((const __m128i *)(const void *)keys);
+    const __m128i same = _mm_cmpeq_epi32(four, _mm_set1_epi32((int)key));
+    return (unsigned)_mm_movemask_ps(_mm_castsi128_ps(same));
+#else
+    return (unsigned)(keys[0] == key) | (unsigned)(keys[1] == key) << 1 |
+           (unsigned)(keys[2] == key) << 2 | (unsigned)(keys[3] == key) << 3;
+#endif
+}
+
+static inline unsigned lowest_bit(uint64_t bits) {
+#if defined(__GNUC__)
+    return (unsigned)__builtin_ctzll(bits);
+#else
+    unsigned n = 0;
+    for (; !(bits & 1); bits >>= 1)
+        n++;
+    return n;
+#endif
+}
+
+/* The way of `set` that holds `tag` or `other` (which differ in their space alone), or `ways`. */
+static inline uint32_t tlb_search(const tlb_array *array, uint64_t set, uint64_t tag,
                                   uint64_t other) {
-    for (uint32_t way = 0; way < ways && set[way].tag; way++)
-        if (set[way].tag == tag || set[way].tag == other)
-            return way;
-    return ways;
+    const uint32_t key = tlb_key(tag);
+    const uint32_t *keys = array->keys + set * array->key_stride;
+    const tlb_entry *entries = array->entries + set * array->ways;
+    for (uint32_t way = 0; way < array->ways; way += 4) {
+        for (unsigned found = tlb_match4(keys + way, key); found; found &= found - 1) {
+            const uint32_t at = way + lowest_bit(found);
+            if (at < array->ways && (entries[at].tag == tag || entries[at].tag == other))
+                return at;
+        }
+    }
+    return array->ways;
 }
 
-static inline void tlb_move_to_front(tlb_entry *set, uint32_t way, tlb_entry entry) {
-    for (; way > 0; way--)
-        set[way] = set[way - 1];
-    set[0] = entry;
+#define NIBBLES 0x1111111111111111ull
+
+/* Position of `way` in an order of nibbles, times 4. Unused nibbles are 0 and lie above way 0's. */
+static inline unsigned nibble_position(uint64_t order, uint32_t way) {
+    const uint64_t x = order ^ way * NIBBLES;
+    return lowest_bit((x - NIBBLES) & ~x & (NIBBLES << 3)) & ~3u;
 }
 
-/* Look a linear address up in one level: a hit becomes the most recently used of its set.
+static inline uint64_t nibble_to_front(uint64_t order, uint32_t way) {
+    const unsigned at = nibble_position(order, way);
+    const uint64_t newer = (1ull << at) - 1;
+    return (order & ~(newer | 15ull << at)) | (order & newer) << 4 | way;
+}
+
+void tlb_touch_tree(tlb_array *array, uint64_t set, uint32_t way);
+
+/* This way was used just now. */
+static inline void tlb_touch(tlb_array *array, uint64_t set, uint32_t way) {
+    if (array->ordered == ORDER_NIBBLES)
+        array->order[set] = nibble_to_front(array->order[set], way);
+    else if (array->ordered == ORDER_STAMPS)
+        array->stamps[set * array->ways + way] = ++array->clock;
+    else if (array->ordered == ORDER_TREE)
+        tlb_touch_tree(array, set, way);
+}
+
+/* Look a linear address up in one level: a hit counts as a use of its way.
  * `global` is the space of global translations (or `space` again). NULL on a miss. */
 tlb_entry *tlb_find(const tlb_side *side, uint64_t va, uint32_t space, uint32_t global);
-/* Put a translation of a page of `size` (0 to 2) into one level, as the most recently used of
- * its set. Its frame is that of the page; the part for `va` is kept where the level lacks the
- * size. */
+/* Put a translation of a page of `size` (0 to 2) into one level, as the last used of its set. Its
+ * frame is that of the page; the part for `va` is kept where the level lacks the size. */
 tlb_entry *tlb_fill(const tlb_side *side, uint64_t va, enum tlb_size size, uint32_t space,
                     uint64_t payload);
-/* Replace the payload of an entry that is there, without touching the LRU order; NULL if it is
+/* Replace the payload of an entry that is there, which is no use of it; NULL if it is
  * not. */
 tlb_entry *tlb_update(const tlb_side *side, uint64_t va, enum tlb_size size, uint32_t space,
                       uint64_t payload);

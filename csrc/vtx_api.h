@@ -65,12 +65,18 @@ enum vtx_limits {
     VTX_DATA_SIDE = 2
 };
 
+/* Which entry of a set goes when a new one comes. VTX_TREE_PLRU: `ways` is a power of two, at most
+ * 64. VTX_RANDOM: a way number from xorshift64 (shifts 13, 7, 17), bits 63:32 modulo `ways`. */
+enum vtx_replacement { VTX_LRU = 0, VTX_TREE_PLRU = 1, VTX_RANDOM = 2 };
+
 typedef struct {
     uint32_t level;   /* 1 or 2 */
     uint32_t sides;   /* VTX_INSTRUCTION_SIDE | VTX_DATA_SIDE */
     uint32_t pages;   /* VTX_PAGE_* that it holds */
     uint32_t entries; /* a multiple of ways; entries / ways is a power of two */
     uint32_t ways;
+    uint32_t replacement; /* enum vtx_replacement */
+    uint32_t seed;        /* VTX_RANDOM: of its generator */
 } vtx_tlb_array;
 
 typedef struct {

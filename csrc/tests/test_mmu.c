@@ -8,7 +8,8 @@ static const vtx_shape small = {
     .pd = 2,
     .guest_physical = 2,
     .array_count = 2,
-    .arrays = {{1, 3, VTX_PAGE_4K, 4, 2}, {2, 3, VTX_PAGE_4K | VTX_PAGE_2M, 8, 4}},
+    .arrays = {{1, 3, VTX_PAGE_4K, 4, 2, VTX_LRU, 0},
+               {2, 3, VTX_PAGE_4K | VTX_PAGE_2M, 8, 4, VTX_LRU, 0}},
 };
 
 static void shapes(void) {
@@ -24,6 +25,11 @@ static void shapes(void) {
     CHECK(vtx_shape_error(&shape));
     shape = small;
     shape.arrays[1].entries = 12; /* three sets */
+    CHECK(vtx_shape_error(&shape));
+    shape = small;
+    shape.arrays[0].replacement = VTX_RANDOM + 1;
+    CHECK(vtx_shape_error(&shape));
+    shape.arrays[0] = (vtx_tlb_array){1, 3, VTX_PAGE_4K, 6, 3, VTX_TREE_PLRU, 0};
     CHECK(vtx_shape_error(&shape));
     shape = small;
     shape.array_count = 17;

@@ -20,12 +20,15 @@ static vtx_shape random_shape(void) {
                        .guest_physical = (uint32_t)below(5)};
     shape.array_count = (uint32_t)below(7);
     for (uint32_t i = 0; i < shape.array_count; i++) {
-        const uint32_t ways = (uint32_t)(1 + below(4));
+        const uint32_t replacement = (uint32_t)below(3);
+        const uint32_t ways = replacement == VTX_TREE_PLRU ? 1u << below(4) : (uint32_t)(1 + below(20));
         shape.arrays[i] = (vtx_tlb_array){.level = (uint32_t)(1 + below(2)),
                                           .sides = (uint32_t)(1 + below(3)),
                                           .pages = (uint32_t)(1 + below(7)),
                                           .entries = ways << below(4),
-                                          .ways = ways};
+                                          .ways = ways,
+                                          .replacement = replacement,
+                                          .seed = (uint32_t)random64()};
     }
     return shape;
 }
