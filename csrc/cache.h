@@ -67,6 +67,9 @@ static inline void cache_make_newest(small_cache *cache, uint32_t i) {
 
 /* The entry with this tag, now the most recently used; NULL on a miss. */
 static inline cache_entry *cache_find(small_cache *cache, uint64_t tag) {
+    cache_entry *newest = &cache->entries[cache->entries[0].older];
+    if (newest->tag == tag) /* entry 0, of an empty ring, has tag 0 */
+        return newest;
     for (uint32_t i = *cache_head(cache, tag); i; i = cache->entries[i].chain) {
         if (cache->entries[i].tag == tag) {
             cache_make_newest(cache, i);

@@ -97,6 +97,51 @@ static inline void set_page(vtx_mmu *mmu, uint32_t kind, uint64_t gva, const tlb
     front->slot_of[side][number] = (uint8_t)slot;
 }
 
+/* The second-level array for 4-KByte pages, if it is the only one and has the usual order. */
+static inline tlb_array *simple_second(const vtx_mmu *mmu, unsigned side) {
+    const tlb_side *l2 = &mmu->tlb.sides[1][side];
+    return l2->count[0] == 1 && l2->array[0][0]->ordered == ORDER_NIBBLES ? l2->array[0][0] : NULL;
+}
+
+/* An access that misses the first level, where that is simple: only 4-KByte pages anywhere, LRU
+ * arrays, a walk that takes no decision. 0, and nothing done, where it is not. */
+static int front_miss(vtx_mmu *mmu, uint32_t kind, uint64_t gva) {
+    const unsigned side = kind == VTX_FETCH ? 0 : 1;
+    tlb_array *l1 = mmu->front.array[side];
+    tlb_array *l2 = simple_second(mmu, side);
+    if (!l1 || !l2 || l1->ordered != ORDER_STAMPS || mmu->tlb.large || mmu->keys_on ||
+        mmu->front.size[side] != SIZE_4K || mmu->guest.paging != PAGING_4LEVEL)
+        return 0;
+    const uint64_t set = gva >> 12 & l2->set_mask;
+    uint64_t tag = tlb_tag(gva, SIZE_4K, mmu->space);
+    const uint32_t way = tlb_search(l2, set, tag, tag ^ mmu->space ^ mmu->global_space);
+    uint64_t payload;
+    if (way < l2->ways) {
+        const tlb_entry *entry = &l2->entries[set * l2->ways + way];
+        if (!rights_allow(mmu, entry->payload, kind))
+            return 0;
+        payload = entry->payload;
+        tag = entry->tag;
+        l2->order[set] = nibble_to_front(l2->order[set], way);
+        ++*(side ? &mmu->counters.l2d_hits : &mmu->counters.l2i_hits);
+    } else {
+        if (!walk_for_miss(mmu, gva, kind, &payload))
+            return 0;
+        if (payload >> PAYLOAD_GLOBAL_SHIFT & 1)
+            tag ^= mmu->space ^ mmu->global_space;
+        l2->present |= 1u << SIZE_4K;
+        tlb_put(l2, set, (uint32_t)(l2->order[set] >> 4 * (l2->ways - 1) & 15), tag, payload);
+        ++*(side ? &mmu->counters.l2d_misses : &mmu->counters.l2i_misses);
+    }
+    ++*(side ? &mmu->counters.l1d_misses : &mmu->counters.l1i_misses);
+    const uint64_t first = gva >> 12 & l1->set_mask;
+    l1->present |= 1u << SIZE_4K;
+    const tlb_entry *entry = tlb_put(l1, first, tlb_oldest(l1, first), tag, payload);
+    clear_entry(&mmu->front, entry);
+    set_page(mmu, kind, gva, entry);
+    return 1;
+}
+
 int front_find(vtx_mmu *mmu, uint32_t kind, uint64_t gva) {
     const unsigned side = kind == VTX_FETCH ? 0 : 1;
     tlb_array *array = mmu->front.array[side];
@@ -107,7 +152,7 @@ int front_find(vtx_mmu *mmu, uint32_t kind, uint64_t gva) {
     const uint64_t tag = tlb_tag(gva, (enum tlb_size)size, mmu->space);
     const uint32_t way = tlb_search(array, set, tag, tag ^ mmu->space ^ mmu->global_space);
     if (way == array->ways)
-        return 0;
+        return front_miss(mmu, kind, gva);
     const tlb_entry *entry = &array->entries[set * array->ways + way];
     if (!mmu_allows(mmu, entry->payload, kind))
         return 0;

@@ -169,6 +169,7 @@ void vtx_flush_all(vtx_mmu *mmu) {
     for (unsigned i = 0; i < mmu->tlb.array_count; i++)
         mmu->tlb.arrays[i].present = 0;
     mmu->nested.present = 0;
+    mmu->tlb.large = 0;
     for (uint32_t i = 1; i < mmu->tlb.space_limit; i++)
         mmu->tlb.spaces[i].chosen = 0;
     tlb_sweep_spaces(&mmu->tlb);

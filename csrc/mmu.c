@@ -57,6 +57,9 @@ static int caches_init(vtx_mmu *mmu) {
         ok &= cache_init(&mmu->guest_caches[level], counts[level]);
         ok &= cache_init(&mmu->ept_caches[level], counts[level]);
     }
+    for (unsigned level = 2; level <= 5; level++)
+        mmu->has_caches |= counts[level] != 0;
+    mmu->has_caches |= shape->guest_physical != 0;
     return ok;
 }
 
@@ -184,6 +187,7 @@ void mmu_leave(vtx_mmu *mmu) {
 
 void mmu_enter_new(vtx_mmu *mmu, const vtx_context *context) {
     mmu->context = *context;
+    mmu->tests_set = 0;
     guest_mode_set(&mmu->guest, context, &mmu->shape);
     ept_mode_set(&mmu->ept, context, &mmu->shape);
     mmu->identity = mmu->guest.paging == PAGING_NONE && !mmu->ept.levels;

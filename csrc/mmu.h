@@ -8,6 +8,7 @@
 #include "guest.h"
 #include "mem.h"
 #include "tlb.h"
+#include "walk_fast.h"
 
 #include <string.h>
 
@@ -58,6 +59,8 @@ struct vtx_mmu {
     uint32_t global_space;   /* of global translations; `space` again if there are none */
     uint32_t physical_space; /* of guest-physical mappings */
     right_test rights[8];
+    walk_tests tests;
+    uint8_t tests_set; /* `tests` are made when the first walk asks */
     uint8_t keys_on;  /* protection keys are in force: rights alone do not decide */
     uint8_t identity; /* neither paging nor EPT: nothing to translate or to cache */
 
@@ -65,6 +68,7 @@ struct vtx_mmu {
     small_cache guest_caches[6]; /* by level 2 to 5 of the entry that they spare */
     small_cache ept_caches[6];
     small_cache nested;
+    uint8_t has_caches; /* paging-structure caches or a nested TLB */
 
     run_front front; /* see front.c */
 
@@ -81,6 +85,19 @@ void mmu_leave(vtx_mmu *mmu);
 static inline void mmu_enter(vtx_mmu *mmu, const vtx_context *context) {
     if (memcmp(&mmu->context, context, offsetof(vtx_context, pml_index)) != 0)
         mmu_enter_new(mmu, context);
+}
+
+/* The fast walk's tests for the current context. */
+static inline const walk_tests *mmu_tests(vtx_mmu *mmu) {
+    if (!mmu->tests_set) {
+        /* Mode-based execute control and page-modification logging have a place in them. */
+        const uint32_t odd =
+            mmu->context.controls & ~(uint32_t)(VTX_ENABLE_EPT | VTX_MODE_BASED_EXECUTE |
+                                                VTX_ENABLE_PML);
+        walk_tests_set(&mmu->tests, &mmu->guest, &mmu->ept, mmu->memory, odd);
+        mmu->tests_set = 1;
+    }
+    return &mmu->tests;
 }
 
 /* ---- front.c -------------------------------------------------------------------------------- */
@@ -111,6 +128,12 @@ typedef struct {
 /* Walk for a linear address; on VTX_OK *payload and *size describe the translation for the TLBs. */
 uint32_t walk_linear(walker *w, uint64_t gva, uint32_t access, uint64_t *payload,
                      enum tlb_size *size);
+/* The same where it takes no decision (walk_quick.c); 0, and nothing done, where it does. */
+int walk_quick(walker *w, uint64_t gva, uint32_t access, uint64_t *payload, enum tlb_size *size);
+/* walk_quick with caches for the run loop, for 4-KByte pages; counts the walk as well. */
+int walk_for_miss(vtx_mmu *mmu, uint64_t gva, uint32_t access, uint64_t *payload);
+/* Count walks of 24 references, 4-KByte pages in both dimensions. */
+void walk_count(vtx_counters *counters, uint64_t walks);
 /* Walk EPT for a guest-physical address that software does not reach through paging. */
 uint32_t walk_guest_physical(walker *w, uint64_t gpa, uint32_t access);
 

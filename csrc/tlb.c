@@ -194,21 +194,12 @@ static uint32_t random_victim(tlb_array *array) {
     return (uint32_t)((array->random >> 32) % array->ways);
 }
 
-static uint32_t oldest_stamp(const tlb_array *array, uint64_t set) {
-    const uint64_t *stamps = array->stamps + set * array->ways;
-    uint32_t oldest = 0;
-    for (uint32_t way = 1; way < array->ways && stamps[oldest]; way++)
-        if (stamps[way] < stamps[oldest])
-            oldest = way;
-    return oldest;
-}
-
 /* The way to fill: an empty one (both LRU orders keep those last), or the one to be replaced. */
 static uint32_t victim_of(tlb_array *array, uint64_t set) {
     if (array->ordered == ORDER_NIBBLES)
         return array->order[set] >> 4 * (array->ways - 1) & 15;
     if (array->ordered == ORDER_STAMPS)
-        return oldest_stamp(array, set);
+        return tlb_oldest(array, set);
     for (uint32_t way = 0; way < array->ways; way++)
         if (!array->entries[set * array->ways + way].tag)
             return way;
@@ -272,21 +263,18 @@ static uint64_t part_of(uint64_t payload, uint64_t va, unsigned size, unsigned s
     return payload | (va & within);
 }
 
-tlb_entry *tlb_fill(const tlb_side *side, uint64_t va, enum tlb_size size, uint32_t space,
+tlb_entry *tlb_fill(vtx_tlb *tlb, const tlb_side *side, uint64_t va, enum tlb_size size, uint32_t space,
                     uint64_t payload) {
     const unsigned stored = side->stored_as[size];
     if (stored == 0xFF)
         return NULL;
     tlb_array *array;
+    tlb->large |= stored > 0;
     const uint64_t set = set_of(side, stored, va, &array);
     const uint64_t tag = tlb_tag(va, (enum tlb_size)stored, space);
     const uint32_t way = victim_of(array, set);
-    tlb_entry *entry = &array->entries[set * array->ways + way];
     array->present |= (uint8_t)(1u << stored);
-    array->keys[set * array->key_stride + way] = tlb_key(tag);
-    *entry = (tlb_entry){tag, part_of(payload, va, size, stored)};
-    tlb_touch(array, set, way);
-    return entry;
+    return tlb_put(array, set, way, tag, part_of(payload, va, size, stored));
 }
 
 tlb_entry *tlb_update(const tlb_side *side, uint64_t va, enum tlb_size size, uint32_t space,

@@ -119,6 +119,7 @@ typedef struct {
     unsigned array_count;
     tlb_side sides[2][2];  /* [level - 1][0 instruction, 1 data] */
     uint8_t shared_l1;     /* a first-level array serves both sides */
+    uint8_t large;         /* an array may hold a page larger than 4 KBytes */
     tlb_space *spaces;     /* SPACE_COUNT of them */
     uint32_t *slots;       /* hash of spaces, open addressing; SPACE_SLOTS of them */
     uint32_t space_limit;  /* above every number in use */
@@ -204,13 +205,35 @@ static inline void tlb_touch(tlb_array *array, uint64_t set, uint32_t way) {
         tlb_touch_tree(array, set, way);
 }
 
+/* The way that an array with ORDER_STAMPS fills: an empty one (stamp 0), or the oldest. */
+static inline uint32_t tlb_oldest(const tlb_array *array, uint64_t set) {
+    const uint64_t *stamps = array->stamps + set * array->ways;
+    uint32_t oldest = 0;
+    uint64_t least = stamps[0];
+    for (uint32_t way = 1; way < array->ways; way++) {
+        oldest = stamps[way] < least ? way : oldest;
+        least = stamps[way] < least ? stamps[way] : least;
+    }
+    return oldest;
+}
+
+/* Put an entry into a way, and count that as a use of it. */
+static inline tlb_entry *tlb_put(tlb_array *array, uint64_t set, uint32_t way, uint64_t tag,
+                                 uint64_t payload) {
+    tlb_entry *entry = &array->entries[set * array->ways + way];
+    array->keys[set * array->key_stride + way] = tlb_key(tag);
+    *entry = (tlb_entry){tag, payload};
+    tlb_touch(array, set, way);
+    return entry;
+}
+
 /* Look a linear address up in one level: a hit counts as a use of its way.
  * `global` is the space of global translations (or `space` again). NULL on a miss. */
 tlb_entry *tlb_find(const tlb_side *side, uint64_t va, uint32_t space, uint32_t global);
 /* Put a translation of a page of `size` (0 to 2) into one level, as the last used of its set. Its
  * frame is that of the page; the part for `va` is kept where the level lacks the size. */
-tlb_entry *tlb_fill(const tlb_side *side, uint64_t va, enum tlb_size size, uint32_t space,
-                    uint64_t payload);
+tlb_entry *tlb_fill(vtx_tlb *tlb, const tlb_side *side, uint64_t va, enum tlb_size size,
+                    uint32_t space, uint64_t payload);
 /* Replace the payload of an entry that is there, which is no use of it; NULL if it is
  * not. */
 tlb_entry *tlb_update(const tlb_side *side, uint64_t va, enum tlb_size size, uint32_t space,

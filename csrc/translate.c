@@ -85,7 +85,7 @@ static tlb_entry *replace_stale(vtx_mmu *mmu, const stale_hit *stale, uint64_t g
         return NULL;
     tlb_update(l2, gva, size, space, payload);
     return stale->level == 0 ? tlb_update(l1, gva, size, space, payload)
-                             : tlb_fill(l1, gva, size, space, payload);
+                             : tlb_fill(&mmu->tlb, l1, gva, size, space, payload);
 }
 
 /* The walk after a miss (nothing stale) or after a hit whose rights do not suffice. */
@@ -112,8 +112,8 @@ static uint32_t walk_and_fill(walker *w, uint64_t gva, uint32_t access, const st
             return VTX_OK;
         mmu_forget_linear(mmu, gva);
     }
-    tlb_fill(l2, gva, size, space, payload);
-    *entry = tlb_fill(l1, gva, size, space, payload);
+    tlb_fill(&mmu->tlb, l2, gva, size, space, payload);
+    *entry = tlb_fill(&mmu->tlb, l1, gva, size, space, payload);
     return VTX_OK;
 }
 
@@ -142,7 +142,7 @@ uint32_t mmu_translate_page(walker *w, uint64_t gva, uint32_t access, tlb_entry 
         const tlb_entry found = *second;
         count_lookup(mmu, side, 0, 1);
         from_tlb(w->out, &found, gva, VTX_FROM_L2);
-        *entry = tlb_fill(l1, gva, (enum tlb_size)tag_size(found.tag), tag_space(found.tag),
+        *entry = tlb_fill(&mmu->tlb, l1, gva, (enum tlb_size)tag_size(found.tag), tag_space(found.tag),
                           found.payload);
         return w->out->status = VTX_OK;
     }
@@ -209,11 +209,11 @@ uint32_t vtx_walk_tables(vtx_mmu *mmu, vtx_context *context, uint64_t gva, uint3
     enum tlb_size size;
     out->gva = gva;
     out->access = access;
+    const vtx_counters before = mmu->counters; /* a look at the tables is no event of the guest */
     const uint32_t status = walk_linear(&w, gva, access & 7, &payload, &size);
-    if (status)
-        return stopped(&w, gva, status);
-    mmu->counters.walks++;
-    describe_rights(out, payload);
+    mmu->counters = before;
+    if (status == VTX_OK)
+        describe_rights(out, payload);
     return status;
 }
 
@@ -228,19 +228,83 @@ uint32_t vtx_translate_guest_physical(vtx_mmu *mmu, vtx_context *context, uint64
 
 /* ---- Many addresses ------------------------------------------------------------------------- */
 
+static vtx_translation row_of(const vtx_walk *walk) {
+    return (vtx_translation){.hpa = walk->hpa,
+                             .gpa = walk->gpa,
+                             .qualification = walk->qualification,
+                             .status = walk->status,
+                             .error_code = walk->error_code,
+                             .page_shift = walk->page_shift,
+                             .source = walk->source,
+                             .gpa_valid = walk->gpa_valid,
+                             .translated = walk->translated};
+}
+
+static vtx_translation walk_row(vtx_mmu *mmu, vtx_context *context, uint64_t gva, uint32_t access) {
+    fast_result r;
+    if (fast_walk(mmu_tests(mmu), mmu->memory, gva, access & 7, &r))
+        return fast_row(r.hpa, r.gpa, fast_shift(&r));
+    vtx_walk one;
+    vtx_walk_tables(mmu, context, gva, access, &one, NULL, 0);
+    return row_of(&one);
+}
+
+void vtx_walk_many(vtx_mmu *mmu, vtx_context *context, uint64_t count, const uint64_t *gvas,
+                   const uint8_t *accesses, uint32_t access_stride, uint32_t side_by_side,
+                   vtx_translation *out) {
+    mmu_enter(mmu, context);
+    uint64_t i = 0;
+    while (side_by_side && !access_stride && i < count) {
+        const unsigned lanes = count - i < FAST_LANES ? (unsigned)(count - i) : FAST_LANES;
+        unsigned left = fast_walk_lanes(mmu_tests(mmu), mmu->memory, accesses[0] & 7, gvas + i,
+                                        lanes, out + i);
+        for (; left; left &= left - 1) {
+            const uint64_t k = i + lowest_bit(left);
+            out[k] = walk_row(mmu, context, gvas[k], accesses[0]);
+        }
+        i += lanes;
+    }
+    for (; i < count; i++)
+        out[i] = walk_row(mmu, context, gvas[i], accesses[i * access_stride]);
+}
+
+/* Translations where there is no cache at all: every one is a walk. Those that take no decision are
+ * made side by side, the others in their order. */
+static void translate_uncached(vtx_mmu *mmu, vtx_context *context, uint64_t count,
+                               const uint64_t *gvas, uint32_t access, vtx_translation *out) {
+    mmu_enter(mmu, context);
+    const unsigned side = access_is_fetch(access) ? 0 : 1;
+    uint64_t done = 0;
+    for (uint64_t i = 0; i < count;) {
+        const unsigned lanes = count - i < FAST_LANES ? (unsigned)(count - i) : FAST_LANES;
+        unsigned left = fast_walk_lanes(mmu_tests(mmu), mmu->memory, access & 7, gvas + i, lanes,
+                                        out + i);
+        for (unsigned k = 0; k < lanes; k++)
+            done += !(left >> k & 1);
+        for (; left; left &= left - 1) {
+            const uint64_t k = i + lowest_bit(left);
+            vtx_walk one;
+            vtx_translate(mmu, context, gvas[k], access, &one, NULL, 0);
+            out[k] = row_of(&one);
+        }
+        i += lanes;
+    }
+    walk_count(&mmu->counters, done);
+    mmu->counters.references[access & 3] += done;
+    *(side ? &mmu->counters.l1d_misses : &mmu->counters.l1i_misses) += done;
+}
+
 void vtx_translate_many(vtx_mmu *mmu, vtx_context *context, uint64_t count, const uint64_t *gvas,
                         const uint8_t *accesses, uint32_t access_stride, vtx_translation *out) {
     vtx_walk one;
+    const int uncached = !mmu->tlb.array_count && !mmu->has_caches && !access_stride &&
+                         !(context->controls & VTX_ENABLE_PML);
+    if (uncached && count) {
+        translate_uncached(mmu, context, count, gvas, accesses[0], out);
+        return;
+    }
     for (uint64_t i = 0; i < count; i++) {
         vtx_translate(mmu, context, gvas[i], accesses[i * access_stride], &one, NULL, 0);
-        out[i] = (vtx_translation){.hpa = one.hpa,
-                                   .gpa = one.gpa,
-                                   .qualification = one.qualification,
-                                   .status = one.status,
-                                   .error_code = one.error_code,
-                                   .page_shift = one.page_shift,
-                                   .source = one.source,
-                                   .gpa_valid = one.gpa_valid,
-                                   .translated = one.translated};
+        out[i] = row_of(&one);
     }
 }

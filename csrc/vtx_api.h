@@ -216,8 +216,8 @@ vtx_counters *vtx_mmu_counters(vtx_mmu *mmu);
 /* Grows whenever a translation that was cached may have become invalid. */
 uint64_t vtx_mmu_generation(const vtx_mmu *mmu);
 
-/* Translate through the TLBs (vtx_translate) or by a walk that neither uses nor fills any cache
- * (vtx_walk_tables; accessed and dirty flags are set all the same). `steps` may be NULL, else it
+/* Translate through the TLBs (vtx_translate) or by a walk that neither uses nor fills any cache and
+ * counts nothing (vtx_walk_tables; accessed and dirty flags are set all the same). `steps` may be NULL, else it
  * holds `capacity` steps. Both return out->status. */
 uint32_t vtx_translate(vtx_mmu *mmu, vtx_context *context, uint64_t gva, uint32_t access,
                        vtx_walk *out, vtx_step *steps, uint32_t capacity);
@@ -234,6 +234,11 @@ int vtx_fetch_hit(const vtx_fetch *fetch);
 /* `access_stride` 0: one access for all. */
 void vtx_translate_many(vtx_mmu *mmu, vtx_context *context, uint64_t count, const uint64_t *gvas,
                         const uint8_t *accesses, uint32_t access_stride, vtx_translation *out);
+/* vtx_walk_tables for each; `side_by_side` 1: so that walks that wait for memory overlap. The walks
+ * must not depend on each other: what one of them finds is then the same in any order. */
+void vtx_walk_many(vtx_mmu *mmu, vtx_context *context, uint64_t count, const uint64_t *gvas,
+                   const uint8_t *accesses, uint32_t access_stride, uint32_t side_by_side,
+                   vtx_translation *out);
 /* Translate a guest-physical address alone, as a data read (PDPTE loads) or another access. */
 uint32_t vtx_translate_guest_physical(vtx_mmu *mmu, vtx_context *context, uint64_t gpa,
                                       uint32_t access, vtx_walk *out, vtx_step *steps,
@@ -247,6 +252,17 @@ enum vtx_run_flags {
 uint32_t vtx_run(vtx_mmu *mmu, vtx_context *context, const uint64_t *records, uint64_t *index,
                  uint64_t stop, const uint8_t *dispositions, uint64_t disposition_count,
                  uint32_t flags, vtx_walk *out);
+
+/* ---- Ceilings for benchmarks (bench_ceiling.c) -------------------------------------------- */
+
+/* Plain loads for the walks of `count` addresses through 4-level tables of 4-KByte pages in both
+ * dimensions; the second overlaps 16 at a time (count is a multiple). The sum of what they find. */
+uint64_t vtx_ceiling_walks(vtx_memory *memory, uint64_t cr3, uint64_t eptp, uint64_t count,
+                           const uint64_t *gvas);
+uint64_t vtx_ceiling_walks_side_by_side(vtx_memory *memory, uint64_t cr3, uint64_t eptp,
+                                        uint64_t count, const uint64_t *gvas);
+/* One direct-mapped look at each record: how many found their page. */
+uint64_t vtx_ceiling_run(const uint64_t *records, uint64_t count);
 
 /* ---- Invalidation (invalidate.c) ----------------------------------------------------------- */
 

@@ -251,6 +251,8 @@ static uint32_t ept_access(uint32_t access) {
 
 uint32_t walk_linear(walker *w, uint64_t gva, uint32_t access, uint64_t *payload,
                      enum tlb_size *size) {
+    if (walk_quick(w, gva, access, payload, size))
+        return VTX_OK;
     vtx_mmu *mmu = w->mmu;
     const guest_mode *mode = &mmu->guest;
     guest_walk g;

@@ -18,6 +18,9 @@ uint32_t walk_gpa(walker *w, uint64_t gpa, uint32_t access, int user_linear, gpa
 /* Stop with an EPT violation; `complete`: every entry was present, so their rights are reported. */
 uint32_t walk_violation(walker *w, const ept_walk *e, uint32_t access, int complete);
 
+/* Keep a translation in the TLB for guest-physical mappings, which has entries. */
+void nested_remember(vtx_mmu *mmu, uint64_t gpa, const gpa_translation *found);
+
 /* ---- The record ----------------------------------------------------------------------------- */
 
 static inline void walk_record(walker *w, vtx_step step) {

@@ -163,11 +163,11 @@ static int nested_find(walker *w, uint64_t gpa, uint32_t access, uint32_t needs,
     return 0;
 }
 
-static void nested_remember(walker *w, uint64_t gpa, const gpa_translation *found) {
-    small_cache *cache = &w->mmu->nested;
+void nested_remember(vtx_mmu *mmu, uint64_t gpa, const gpa_translation *found) {
+    small_cache *cache = &mmu->nested;
     const unsigned size = (found->shift - 12u) / 9;
     cache_entry *entry =
-        cache_claim(cache, tlb_tag(gpa, (enum tlb_size)size, w->mmu->physical_space));
+        cache_claim(cache, tlb_tag(gpa, (enum tlb_size)size, mmu->physical_space));
     cache->present |= (uint8_t)(1u << size);
     entry->base = found->hpa & ~((1ull << found->shift) - 1);
     entry->rights = found->rights;
@@ -204,6 +204,6 @@ uint32_t walk_gpa(walker *w, uint64_t gpa, uint32_t access, int user_linear, gpa
     if (w->caches)
         ept_remember(w, &e, &path);
     if (nested)
-        nested_remember(w, gpa, out);
+        nested_remember(mmu, gpa, out);
     return VTX_OK;
 }

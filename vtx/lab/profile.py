@@ -146,6 +146,7 @@ class Profile:
                 "pages": list(array.pages),
                 "entries": array.entries,
                 "ways": array.ways,
+                "replacement": array.replacement,
                 **source,
             }
             for array, source in zip(tlb.arrays, origin["tlb"]["arrays"], strict=True)

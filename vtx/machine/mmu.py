@@ -55,6 +55,7 @@ _POINTED_TO: WeakKeyDictionary[Any, tuple[Any, ...]] = WeakKeyDictionary()
 _IA32_VMX_EPT_VPID_CAP = 0x48C
 _SIDES = {"instruction": 1, "data": 2, "unified": 3}
 _PAGES = {"4K": 1, "2M": 2, "1G": 4}
+_REPLACEMENTS = {"lru": 0, "tree_plru": 1, "random": 2}
 
 _TRANSLATION = {
     "names": ["hpa", "gpa", "qualification", "status", "error_code", "page_shift", "source"],
@@ -84,6 +85,29 @@ def _flat(array: Any, itemsize: int, what: str) -> Any:
     return ffi.from_buffer(f"uint{8 * itemsize}_t[]", array)
 
 
+def _requests(gvas: Any, accesses: Any) -> tuple[Any, Any, int]:
+    """Return C pointers to addresses and accesses, and the stride of the latter."""
+    addresses = _flat(gvas, 8, "gvas")
+    if isinstance(accesses, int):
+        return addresses, ffi.new("uint8_t[]", [accesses]), 0
+    kinds = _flat(accesses, 1, "accesses")
+    if len(kinds) != len(addresses):
+        raise InputError(f"{len(addresses)} gvas need {len(addresses)} accesses, not {len(kinds)}")
+    return addresses, kinds, 1
+
+
+def _rows(count: int) -> tuple[Any, Any]:
+    """Return a structured array of translations, and a C pointer to it."""
+    import numpy as np
+
+    rows = np.zeros(count, dtype=np.dtype(_TRANSLATION))  # type: ignore[call-overload]
+    return rows, ffi.cast("vtx_translation *", ffi.from_buffer(rows))
+
+
+def _translations(rows: Any) -> Translations:
+    return Translations(**{name: rows[name] for name in _TRANSLATION["names"]})  # type: ignore[attr-defined]
+
+
 def _tlb_array(array: TlbArray) -> dict[str, int]:
     return {
         "level": array.level,
@@ -91,6 +115,8 @@ def _tlb_array(array: TlbArray) -> dict[str, int]:
         "pages": sum(_PAGES[page] for page in array.pages),
         "entries": array.entries,
         "ways": array.ways,
+        "replacement": _REPLACEMENTS[array.replacement],
+        "seed": array.seed,
     }
 
 
@@ -245,7 +271,7 @@ class Mmu:
     ) -> Walk:
         """Translate one linear address by a full walk that neither uses nor fills any cache.
 
-        Accessed and dirty flags are set as by any access.
+        Accessed and dirty flags are set as by any access; the counters stand still.
         """
         return self._call(lib.vtx_walk_tables, context, gva, access, record)
 
@@ -288,20 +314,44 @@ class Mmu:
         InputError
             An array is of another type or shape.
         """
-        import numpy as np
+        addresses, kinds, stride = _requests(gvas, accesses)
+        rows, out = _rows(len(addresses))
+        lib.vtx_translate_many(self._c, context._c, len(addresses), addresses, kinds, stride, out)
+        return _translations(rows)
 
-        addresses = _flat(gvas, 8, "gvas")
-        count = len(addresses)
-        if isinstance(accesses, int):
-            kinds, stride = ffi.new("uint8_t[]", [accesses]), 0
-        else:
-            kinds, stride = _flat(accesses, 1, "accesses"), 1
-            if len(kinds) != count:
-                raise InputError(f"{count} gvas need {count} accesses, not {len(kinds)}")
-        rows = np.zeros(count, dtype=np.dtype(_TRANSLATION))  # type: ignore[call-overload]
-        out = ffi.cast("vtx_translation *", ffi.from_buffer(rows))
-        lib.vtx_translate_many(self._c, context._c, count, addresses, kinds, stride, out)
-        return Translations(**{name: rows[name] for name in _TRANSLATION["names"]})  # type: ignore[attr-defined]
+    def walk_many(
+        self,
+        context: Context,
+        gvas: Any,
+        accesses: Any = Access.LOAD,
+        *,
+        side_by_side: bool = True,
+    ) -> Translations:
+        """Translate many linear addresses, each as :meth:`walk` would, which counts nothing.
+
+        Parameters
+        ----------
+        context : Context
+            What to translate under.
+        gvas : array of uint64
+            Linear addresses.
+        accesses : Access or array of uint8
+            One for all, or one an address.
+        side_by_side : bool
+            Let walks overlap that wait for the host's memory (one access for all only). They must
+            not change what each other reads: a page-modification log in the tables would.
+
+        Raises
+        ------
+        InputError
+            An array is of another type or shape.
+        """
+        addresses, kinds, stride = _requests(gvas, accesses)
+        rows, out = _rows(len(addresses))
+        lib.vtx_walk_many(
+            self._c, context._c, len(addresses), addresses, kinds, stride, int(side_by_side), out
+        )
+        return _translations(rows)
 
     def run(
         self,

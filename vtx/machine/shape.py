@@ -38,6 +38,9 @@ _ALLOWED1_ONLY = frozenset({"proc3", "exit2", "vmfunc"})
 _BASIC_TRUE_CONTROLS = 55
 
 
+_REPLACEMENTS = ("lru", "tree_plru", "random")
+
+
 @dataclass(frozen=True)
 class TlbArray:
     """One array of TLB entries.
@@ -52,6 +55,11 @@ class TlbArray:
         Page sizes it holds: ``"4K"``, ``"2M"``, ``"1G"``.
     entries, ways : int
         Entries in all, and per set; ``ways == entries`` is fully associative.
+    replacement : str
+        Which entry of a full set goes: ``"lru"``, ``"tree_plru"`` (1, 2, 4 ... 64 ways) or
+        ``"random"`` (xorshift64 from `seed`: a run repeats exactly).
+    seed : int
+        Of random replacement, 32 bits.
     """
 
     level: int
@@ -59,6 +67,8 @@ class TlbArray:
     pages: tuple[str, ...]
     entries: int
     ways: int
+    replacement: str = "lru"
+    seed: int = 1
 
     def __post_init__(self) -> None:
         if self.level not in (1, 2):
@@ -72,6 +82,15 @@ class TlbArray:
             raise InputError(
                 f"a TLB array of {self.entries} entries cannot have {self.ways} ways",
                 hint="entries must be a multiple of ways, from 1 to 16777216",
+            )
+        if self.replacement not in _REPLACEMENTS:
+            raise UnknownName("replacement", self.replacement, _REPLACEMENTS)
+        if not 0 <= self.seed < 1 << 32:
+            raise InputError(f"the seed of a TLB array has 32 bits, {self.seed} does not fit")
+        if self.replacement == "tree_plru" and (self.ways & (self.ways - 1) or self.ways > 64):
+            raise InputError(
+                f"tree-PLRU of {self.ways} ways is impossible",
+                hint="the ways must be 1, 2, 4, 8, 16, 32 or 64",
             )
         if self.sets & (self.sets - 1):
             raise InputError(
@@ -162,7 +181,15 @@ class Shape:
         shape = raw["shape"]
         tlb = shape["tlb"]
         arrays = tuple(
-            TlbArray(a["level"], a["kind"], tuple(a["pages"]), a["entries"], a["ways"])
+            TlbArray(
+                a["level"],
+                a["kind"],
+                tuple(a["pages"]),
+                a["entries"],
+                a["ways"],
+                a.get("replacement", "lru"),
+                a.get("seed", 1),
+            )
             for a in tlb["arrays"]
         )
         caches = tlb.get("paging_structure_caches", {})

@@ -49,7 +49,11 @@ NUMBERED_FEATURES = {"general_counters_": 32, "fixed_counters_": 16}
 _TOP = ("schema", "id", "inherits", "name", "microarchitecture", "nominal_ghz", "shape", "prices")
 _SHAPE = ("capability_msrs", "address_widths", "features", "tlb")
 _TLB = ("note", "arrays", "paging_structure_caches", "guest_physical")
-_ARRAY = ("level", "kind", "pages", "entries", "ways", "status", "source")
+_ARRAY = (
+    *("level", "kind", "pages", "entries", "ways", "replacement", "seed"),
+    *("status", "source"),
+)
+_REPLACEMENTS = ("lru", "tree_plru", "random")
 _CACHES = ("pml5", "pml4", "pdpt", "pd")
 _MOST_CYCLES = 1e9
 _MOST_ENTRIES = 1 << 24
@@ -193,7 +197,7 @@ def _feature(item: Item) -> str:
 
 def _array(item: Item) -> dict[str, Any]:
     what = "TLB array"
-    item.mapping(what, _ARRAY)
+    keys = item.mapping(what, _ARRAY)
     pages = [
         page.choice("page size", _PAGES) for page in _required(what, item, "pages").items(what)
     ]
@@ -207,12 +211,23 @@ def _array(item: Item) -> dict[str, Any]:
             f"a TLB array of {entries} entries cannot have {ways} ways",
             hint="entries divided by ways is the number of sets, which must be a power of two",
         )
+    policy: dict[str, Any] = {}
+    if "replacement" in keys:
+        policy["replacement"] = keys["replacement"].choice("replacement", _REPLACEMENTS)
+        if policy["replacement"] == "tree_plru" and (ways & (ways - 1) or ways > 64):
+            raise keys["replacement"].error(
+                f"tree-PLRU of {ways} ways is impossible",
+                hint="the ways must be 1, 2, 4, 8, 16, 32 or 64",
+            )
+    if "seed" in keys:
+        policy["seed"] = keys["seed"].integer("seed", 0, 0xFFFF_FFFF)
     return {
         "level": _required(what, item, "level").integer("level of a TLB array", 1, 2),
         "kind": _required(what, item, "kind").choice("kind of TLB array", _KINDS),
         "pages": pages,
         "entries": entries,
         "ways": ways,
+        **policy,
         **_provenance(what, item, SHAPE_STATUSES),
     }
 
