@@ -26,6 +26,9 @@ void ept_mode_set(ept_mode *mode, const vtx_context *context, const vtx_shape *s
     mode->execute_only = (uint8_t)capability(shape, EPT_CAP_EXECUTE_ONLY);
     mode->advanced = (uint8_t)capability(shape, EPT_CAP_ADVANCED);
     mode->mode_based = (context->controls & VTX_MODE_BASED_EXECUTE) != 0;
+    mode->sub_page = (context->controls & VTX_SUB_PAGE_WRITE) != 0;
+    mode->paging_write = (context->controls & VTX_PAGING_WRITE) != 0;
+    mode->verify = (context->controls & VTX_VERIFY_GUEST_PAGING) != 0;
     mode->present_mask = EPT_R | EPT_W | EPT_X | (mode->mode_based ? EPT_XU : 0u);
     /* An entry maps a page at level 1, and above with bit 7, where there are pages of that size. */
     mode->leaf_mask[1] = ~0ull;

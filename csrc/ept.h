@@ -21,7 +21,10 @@ enum {
     EPT_A = 1u << 8,
     EPT_D = 1u << 9,
     EPT_XU = 1u << 10,
+    /* Not a bit of entries: in ept_walk.rights, the leaf had bit 58 (paging-write access). */
+    EPT_PAGING_WRITE = 1u << 11,
 };
+enum { EPT_VGP_BIT = 57, EPT_PW_BIT = 58, EPT_SPP_BIT = 61 };
 
 /* EPTP:  11..8 reserved | 7 SSS | 6 A/D | 5..3 walk length - 1 | 2..0 memory type */
 enum { EPTP_AD = 1u << 6 };
@@ -41,6 +44,7 @@ enum {
     EPTQ_USER = 1u << 9,
     EPTQ_WRITABLE = 1u << 10,
     EPTQ_XD = 1u << 11,
+    EPTQ_VERIFICATION = 1u << 15,
 };
 
 typedef struct {
@@ -52,6 +56,7 @@ typedef struct {
     uint8_t levels;          /* 0: EPT is off */
     uint8_t flags;           /* accessed and dirty flags are on */
     uint8_t execute_only, mode_based, advanced;
+    uint8_t sub_page, paging_write, verify;
 } ept_mode;
 
 typedef struct {
@@ -117,6 +122,9 @@ static inline enum ept_step ept_use(const ept_mode *mode, ept_walk *walk, uint64
         return EPT_DESCEND;
     }
     if (ept_type_malformed(entry))
+        return EPT_MALFORMED;
+    /* "EPT paging-write control": a leaf that is not readable must not allow paging writes. */
+    if (mode->paging_write && !(entry & EPT_R) && entry >> EPT_PW_BIT & 1)
         return EPT_MALFORMED;
     walk->leaf = entry;
     walk->shift = 3 + 9 * level;

@@ -73,6 +73,10 @@ void guest_mode_set(guest_mode *mode, const vtx_context *context, const vtx_shap
     static const uint8_t levels[] = {0, 2, 2, 4, 5};
     mode->levels = levels[mode->paging];
     mode->linear_bits = mode->paging == PAGING_5LEVEL ? 57 : four_or_five ? 48 : 32;
+    mode->hlat = four_or_five && (context->controls & VTX_ENABLE_HLAT);
+    mode->hlat_root = context->hlatp & mode->address_mask;
+    if (context->hlat_prefix_size)
+        mode->hlat_prefix = bit_range(63, 64 - (context->hlat_prefix_size & 63));
     mode->linear_mask = four_or_five ? ~0ull : 0xFFFFFFFFull;
     if (mode->paging == PAGING_32BIT) {
         mode->root &= 0xFFFFFFFFull;

@@ -39,18 +39,21 @@ enum {
     PTE_PS = 1u << 7,
     PTE_PAT = 1u << 7, /* in a 4-KByte PTE */
     PTE_G = 1u << 8,
+    PTE_RESTART = 1u << 11, /* HLAT paging: go on with ordinary paging */
     PTE_PAT_LARGE = 1u << 12,
 };
 #define PTE_XD (1ull << 63)
 
 /* Page-fault error code (SDM, "Page-Fault Exceptions"). */
-enum { PF_P = 1, PF_W = 2, PF_U = 4, PF_RSVD = 8, PF_ID = 16, PF_PK = 32 };
+enum { PF_P = 1, PF_W = 2, PF_U = 4, PF_RSVD = 8, PF_ID = 16, PF_PK = 32, PF_HLAT = 128 };
 
 enum guest_paging { PAGING_NONE, PAGING_32BIT, PAGING_PAE, PAGING_4LEVEL, PAGING_5LEVEL };
 
 /* The paging mode that CR0, CR4, EFER and the processor's widths select. */
 typedef struct {
     uint64_t root; /* CR3's table address; PAE: unused, see pdptes */
+    uint64_t hlat_root;
+    uint64_t hlat_prefix; /* bits of a linear address that must all be 1 for HLAT paging */
     uint64_t pdptes[4];
     uint64_t linear_mask;      /* bits of a linear address that exist in this mode */
     uint64_t address_mask;     /* bits MAXPHYADDR-1:12 */
@@ -62,6 +65,7 @@ typedef struct {
     uint8_t linear_bits;
     uint8_t wp, smep, smap, ac, nxe, pke, pks, pge, pse, page_1g;
     uint8_t user;       /* CPL = 3 */
+    uint8_t hlat;       /* "enable HLAT", in 4- and 5-level paging */
     uint8_t fetch_flag; /* error codes tell fetches: SMEP, or PAE with NXE */
 } guest_mode;
 
@@ -100,6 +104,10 @@ static inline int guest_is_canonical(const guest_mode *mode, uint64_t gva) {
 
 /* Start a walk. GUEST_DONE without paging, GUEST_NOT_PRESENT for a PDPTE register without P. */
 enum guest_step guest_begin(const guest_mode *mode, guest_walk *walk, uint64_t gva);
+/* Is this address translated by HLAT paging first? */
+static inline int guest_uses_hlat(const guest_mode *mode, uint64_t gva) {
+    return mode->hlat && (gva & mode->hlat_prefix) == mode->hlat_prefix;
+}
 /* Resume a walk at a table found in a paging-structure cache: rights and level are filled in. */
 void guest_resume(const guest_mode *mode, guest_walk *walk, uint64_t table_gpa);
 /* Use the entry at walk->entry_gpa. */

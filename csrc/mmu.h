@@ -93,7 +93,7 @@ static inline const walk_tests *mmu_tests(vtx_mmu *mmu) {
         /* Mode-based execute control and page-modification logging have a place in them. */
         const uint32_t odd =
             mmu->context.controls & ~(uint32_t)(VTX_ENABLE_EPT | VTX_MODE_BASED_EXECUTE |
-                                                VTX_ENABLE_PML);
+                                                VTX_ENABLE_PML | VTX_SUB_PAGE_WRITE);
         walk_tests_set(&mmu->tests, &mmu->guest, &mmu->ept, mmu->memory, odd);
         mmu->tests_set = 1;
     }
@@ -122,7 +122,9 @@ typedef struct {
     vtx_step *steps; /* NULL: do not record */
     uint32_t capacity;
     uint8_t caches;      /* use and fill the paging-structure caches and the nested TLB */
-    uint8_t guest_level; /* the guest level that EPT walks serve now, for the record */
+    uint8_t guest_level; /* the guest level that EPT walks serve now; 0: the access itself */
+    uint8_t hlat;        /* HLAT paging is under way */
+    uint8_t unverified;  /* a guest entry's EPT leaf does not allow paging writes (bit 58) */
 } walker;
 
 /* Walk for a linear address; on VTX_OK *payload and *size describe the translation for the TLBs. */

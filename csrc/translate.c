@@ -41,6 +41,8 @@ static uint32_t stopped(walker *w, uint64_t gva, uint32_t status) {
                                [VTX_EPT_VIOLATION] = &counters->ept_violations,
                                [VTX_EPT_MISCONFIGURATION] = &counters->ept_misconfigurations,
                                [VTX_PML_FULL] = &counters->pml_full,
+                               [VTX_SPP_MISS] = &counters->spp_misses,
+                               [VTX_SPP_MISCONFIGURATION] = &counters->spp_misconfigurations,
                                [VTX_BEYOND_MEMORY] = &counters->beyond_memory};
     if (status < sizeof count / sizeof *count && count[status])
         ++*count[status];

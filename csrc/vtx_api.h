@@ -44,8 +44,8 @@ enum vtx_status {
     VTX_EPT_VIOLATION = 3,        /* qualification, gpa, gva */
     VTX_EPT_MISCONFIGURATION = 4, /* gpa */
     VTX_PML_FULL = 5,             /* gpa, gva; no accessed or dirty flag was set */
-    VTX_SPP_MISS = 6,             /* sub-page permissions: not raised by this version */
-    VTX_SPP_MISCONFIGURATION = 7,
+    VTX_SPP_MISS = 6,             /* gpa, gva */
+    VTX_SPP_MISCONFIGURATION = 7, /* gpa, gva */
     VTX_BEYOND_MEMORY = 8, /* fault_address is a physical address beyond memory */
     VTX_INSTRUCTION = 9,   /* run: an instruction record that Python decides; operand */
     VTX_END = 10,          /* run: reached stop */
@@ -93,7 +93,11 @@ typedef struct {
 enum vtx_controls {
     VTX_ENABLE_EPT = 1,
     VTX_MODE_BASED_EXECUTE = 2,
-    VTX_ENABLE_PML = 4
+    VTX_ENABLE_PML = 4,
+    VTX_SUB_PAGE_WRITE = 8,       /* "sub-page write permissions for EPT" */
+    VTX_PAGING_WRITE = 16,        /* "EPT paging-write control" */
+    VTX_VERIFY_GUEST_PAGING = 32, /* "guest-paging verification" */
+    VTX_ENABLE_HLAT = 64
 };
 
 /* What VM entry fixes for the walker, in one flat structure. pml_index is the one member that the
@@ -104,12 +108,15 @@ typedef struct {
     uint64_t pml_address;
     uint64_t apic_access; /* the APIC-access page | 1 while references to it are Python's, or 0 */
     uint64_t pdptes[4]; /* PAE paging: the PDPTE registers */
+    uint64_t spptp;     /* sub-page-permission-table pointer */
+    uint64_t hlatp;     /* hypervisor-managed linear-address translation pointer */
     uint32_t pkru, pkrs;
     uint32_t controls; /* enum vtx_controls */
+    uint32_t hlat_prefix_size;
     uint16_t vpid;     /* 0 in root operation and with "enable VPID" 0 */
     uint16_t cpl;
     uint16_t pml_index;
-    uint16_t pad[3];
+    uint16_t pad;
 } vtx_context;
 
 /* ---- What a translation says -------------------------------------------------------------- */
@@ -147,7 +154,7 @@ typedef struct {
     uint8_t ignore_pat;      /* EPT leaf bit 6 */
 } vtx_walk;
 
-enum vtx_dimension { VTX_GUEST = 1, VTX_EPT = 2, VTX_LOG = 3 };
+enum vtx_dimension { VTX_GUEST = 1, VTX_EPT = 2, VTX_LOG = 3, VTX_SPP = 4 };
 enum vtx_step_kind {
     VTX_READ = 0,
     VTX_WRITE = 1,
@@ -198,6 +205,8 @@ typedef struct {
     uint64_t ept_flag_writes;
     uint64_t pml_writes;
     uint64_t page_faults, non_canonical, ept_violations, ept_misconfigurations, pml_full;
+    uint64_t spp_references; /* entries of the sub-page-permission table read */
+    uint64_t spp_misses, spp_misconfigurations;
     uint64_t beyond_memory;
     uint64_t invalidations; /* operations */
     uint64_t invalidated;   /* entries that they removed */

@@ -119,6 +119,7 @@ static uint32_t guest_read(walker *w, const guest_walk *g, used_entry *entry,
         entry->hpa = table.hpa;
         entry->ept_rights = table.rights;
     }
+    w->unverified |= !(entry->ept_rights & EPT_PAGING_WRITE);
     const unsigned size = guest_entry_size(&mmu->guest);
     if (!mem_holds(mmu->memory, entry->hpa, size))
         return walk_stop_beyond(w, entry->hpa);
@@ -136,7 +137,7 @@ static uint32_t guest_descend(walker *w, guest_walk *g, used_entry used[6], unsi
                               uint32_t access) {
     const guest_mode *mode = &w->mmu->guest;
     used_entry table = {.used = 0};
-    if (w->caches)
+    if (w->caches && !w->hlat && !w->mmu->ept.verify)
         guest_skip(w, g, &table);
     *top = g->level;
     for (;;) {
@@ -147,7 +148,15 @@ static uint32_t guest_descend(walker *w, guest_walk *g, used_entry used[6], unsi
         table.used = 0;
         const enum guest_step step = guest_use(mode, g, entry->value);
         if (step >= GUEST_NOT_PRESENT)
-            return page_fault(w, guest_entry_fault(mode, access, step == GUEST_RESERVED));
+            return page_fault(w, guest_entry_fault(mode, access, step == GUEST_RESERVED) |
+                                     (w->hlat ? PF_HLAT : 0u));
+        if (w->hlat && (entry->value & PTE_RESTART)) {
+            /* "HLAT Paging": start again with ordinary paging. */
+            w->hlat = 0;
+            w->unverified = 0;
+            guest_begin(mode, g, g->gva);
+            return guest_descend(w, g, used, top, access);
+        }
         entry->user = g->user;
         entry->writable = g->writable;
         entry->executable = g->executable;
@@ -266,6 +275,10 @@ uint32_t walk_linear(walker *w, uint64_t gva, uint32_t access, uint64_t *payload
         return walk_stop(w, VTX_NON_CANONICAL);
     if (step == GUEST_NOT_PRESENT)
         return page_fault(w, guest_entry_fault(mode, access, 0));
+    w->unverified = 0;
+    w->hlat = step == GUEST_DESCEND && guest_uses_hlat(mode, g.gva);
+    if (w->hlat)
+        guest_resume(mode, &g, mode->hlat_root);
     if (step == GUEST_DESCEND) {
         /* Step 2. */
         status = guest_descend(w, &g, used, &top, access);
@@ -291,7 +304,7 @@ uint32_t walk_linear(walker *w, uint64_t gva, uint32_t access, uint64_t *payload
     if (!mem_holds(mmu->memory, final.hpa, 1))
         return walk_stop_beyond(w, final.hpa);
     /* Step 6. */
-    if (w->caches && step == GUEST_DESCEND)
+    if (w->caches && step == GUEST_DESCEND && !w->hlat)
         guest_remember(w, &g, used, top);
     const int dirty = step == GUEST_DONE || (used[g.level].value & PTE_D);
     *payload = make_payload(w, &g, &final, dirty, shift);

@@ -138,6 +138,54 @@ static uint32_t ept_descend(walker *w, ept_walk *result, ept_path *path, uint32_
     return step == EPT_MALFORMED ? walk_stop_ept(w, VTX_EPT_MISCONFIGURATION, e.gpa) : VTX_OK;
 }
 
+/* The rights that the walk gives: bit 58 of the leaf lets paging itself write where bit 1 does not
+ * let software ("EPT paging-write control"). */
+static uint32_t effective_rights(const walker *w, uint32_t rights, uint64_t leaf) {
+    const uint32_t paging_write = leaf >> EPT_PW_BIT & 1 ? EPT_PAGING_WRITE : 0u;
+    const int lifts = paging_write && w->guest_level && w->mmu->ept.paging_write;
+    return rights | paging_write | (lifts ? EPT_W : 0u);
+}
+
+/* "Guest-Paging Verification": the page asks (bit 57) that paging writes be allowed to every guest
+ * entry that led to it. */
+static int fails_verification(const walker *w, uint64_t leaf) {
+    return w->mmu->ept.verify && !w->guest_level && w->unverified && (leaf >> EPT_VGP_BIT & 1);
+}
+
+/* "Sub-Page Write Permissions": may this write, which lacks bit 1 alone, look at them? */
+static int eligible_for_spp(const walker *w, const ept_walk *e, uint32_t needs) {
+    return w->mmu->ept.sub_page && !w->guest_level && (needs & ~e->rights) == EPT_W &&
+           e->level == 1 && (e->leaf >> EPT_SPP_BIT & 1);
+}
+
+/* Walk the sub-page-permission table. 1: the write is allowed; 0: it is a violation, or *status. */
+static int spp_walk(walker *w, uint64_t gpa, uint32_t *status) {
+    const ept_mode *mode = &w->mmu->ept;
+    const uint64_t reserved = ~(mode->address_mask | 1);
+    uint64_t table = w->context->spptp & mode->address_mask;
+    for (unsigned level = 4; level >= 1; level--) {
+        const uint64_t address = ept_entry_address(table, gpa, level);
+        if (!mem_holds(w->mmu->memory, address, 8)) {
+            *status = walk_stop_beyond(w, address);
+            return 0;
+        }
+        const uint64_t entry = mem_load64(w->mmu->memory, address);
+        w->mmu->counters.spp_references++;
+        walk_note(w, VTX_SPP, level, VTX_READ, address, gpa, entry);
+        if (level == 1) { /* a vector of 32 permissions in the even bits */
+            if (entry & 0xAAAAAAAAAAAAAAAAull)
+                *status = walk_stop_ept(w, VTX_SPP_MISCONFIGURATION, gpa);
+            return !*status && (entry >> 2 * (gpa >> 7 & 31) & 1);
+        }
+        if (!(entry & 1) || (entry & reserved)) {
+            *status = walk_stop_ept(w, entry & 1 ? VTX_SPP_MISCONFIGURATION : VTX_SPP_MISS, gpa);
+            return 0;
+        }
+        table = entry & mode->address_mask;
+    }
+    return 0;
+}
+
 /* Does the nested TLB know this guest-physical address, with the rights that are needed? */
 static int nested_find(walker *w, uint64_t gpa, uint32_t access, uint32_t needs,
                        gpa_translation *out) {
@@ -147,13 +195,14 @@ static int nested_find(walker *w, uint64_t gpa, uint32_t access, uint32_t needs,
             continue;
         const cache_entry *hit =
             cache_find(&mmu->nested, tlb_tag(gpa, (enum tlb_size)size, mmu->physical_space));
-        if (!hit || (hit->rights & needs) != needs)
+        if (!hit || (effective_rights(w, hit->rights, hit->leaf) & needs) != needs ||
+            fails_verification(w, hit->leaf))
             continue;
         if ((access & EPTQ_WRITE) && mmu->ept.flags && !(hit->leaf & EPT_D))
             continue; /* the dirty flag has to be set: walk */
         *out = (gpa_translation){.hpa = hit->base | (gpa & ((1ull << hit->shift) - 1)),
                                  .leaf = hit->leaf,
-                                 .rights = hit->rights,
+                                 .rights = effective_rights(w, hit->rights, hit->leaf),
                                  .shift = (uint8_t)hit->shift};
         mmu->counters.nested_hits++;
         walk_note(w, VTX_EPT, 0, VTX_CACHED, 0, gpa, out->hpa);
@@ -192,8 +241,15 @@ uint32_t walk_gpa(walker *w, uint64_t gpa, uint32_t access, int user_linear, gpa
     if (status)
         return status;
     /* "EPT Violations": rights are looked at once the address is known. */
-    if ((e.rights & needs) != needs)
-        return walk_violation(w, &e, access, 1);
+    const uint32_t rights = effective_rights(w, e.rights, e.leaf);
+    if ((rights & needs) != needs &&
+        !(eligible_for_spp(w, &e, needs) && spp_walk(w, gpa, &status)))
+        return status ? status : walk_violation(w, &e, access, 1);
+    if (fails_verification(w, e.leaf)) {
+        status = walk_violation(w, &e, access, 1);
+        w->out->qualification |= EPTQ_VERIFICATION;
+        return status;
+    }
     if (mmu->ept.flags) {
         status = ept_set_flags(w, &e, &path, (access & EPTQ_WRITE) != 0);
         if (status)
@@ -205,5 +261,6 @@ uint32_t walk_gpa(walker *w, uint64_t gpa, uint32_t access, int user_linear, gpa
         ept_remember(w, &e, &path);
     if (nested)
         nested_remember(mmu, gpa, out);
+    out->rights = rights;
     return VTX_OK;
 }

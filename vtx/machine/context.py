@@ -78,6 +78,14 @@ class Context:
         Protection-key rights, for user-mode and for supervisor-mode addresses.
     apic_access : int or None
         Host-physical address of the APIC-access page whose references stop a run.
+    sub_page_table : int or None
+        Sub-page-permission-table pointer; None while "sub-page write permissions for EPT" is 0.
+    paging_write, verify_guest_paging : bool
+        "EPT paging-write control" and "guest-paging verification".
+    hlat_pointer : int or None
+        Hypervisor-managed linear-address translation pointer; None while "enable HLAT" is 0.
+    hlat_prefix_size : int
+        HLAT paging is for linear addresses whose so many high bits are all 1; 0: for all.
     """
 
     __slots__ = ("_c",)
@@ -92,6 +100,7 @@ class Context:
     pkru = Member()
     pkrs = Member()
     pml_index = Member()
+    hlat_prefix_size = Member()
 
     def __init__(
         self,
@@ -111,10 +120,16 @@ class Context:
         pkru: int = 0,
         pkrs: int = 0,
         apic_access: int | None = None,
+        sub_page_table: int | None = None,
+        paging_write: bool = False,
+        verify_guest_paging: bool = False,
+        hlat_pointer: int | None = None,
+        hlat_prefix_size: int = 0,
     ) -> None:
         self._c: Any = ffi.new("vtx_context *")
         members = {"cr0": cr0, "cr3": cr3, "cr4": cr4, "efer": efer, "rflags": rflags, "cpl": cpl}
         members |= {"vpid": vpid, "pkru": pkru, "pkrs": pkrs, "pml_index": pml_index}
+        members["hlat_prefix_size"] = hlat_prefix_size
         for name, value in members.items():
             setattr(self, name, value)
         self.eptp = eptp
@@ -122,6 +137,10 @@ class Context:
         self.pdptes = tuple(pdptes)
         self.pml_address = pml_address
         self.apic_access = apic_access
+        self.sub_page_table = sub_page_table
+        self.paging_write = paging_write
+        self.verify_guest_paging = verify_guest_paging
+        self.hlat_pointer = hlat_pointer
 
     def _control(self, mask: int, on: bool) -> None:
         self._c.controls = self._c.controls | mask if on else self._c.controls & ~mask
@@ -163,6 +182,44 @@ class Context:
     @apic_access.setter
     def apic_access(self, value: int | None) -> None:
         self._c.apic_access = 0 if value is None else value & ~0xFFF | 1
+
+    @property
+    def sub_page_table(self) -> int | None:
+        """Sub-page-permission-table pointer; None while sub-page write permissions are off."""
+        return self._c.spptp if self._c.controls & lib.VTX_SUB_PAGE_WRITE else None
+
+    @sub_page_table.setter
+    def sub_page_table(self, value: int | None) -> None:
+        self._c.spptp = value or 0
+        self._control(lib.VTX_SUB_PAGE_WRITE, value is not None)
+
+    @property
+    def paging_write(self) -> bool:
+        """EPT paging-write control."""
+        return bool(self._c.controls & lib.VTX_PAGING_WRITE)
+
+    @paging_write.setter
+    def paging_write(self, value: bool) -> None:
+        self._control(lib.VTX_PAGING_WRITE, value)
+
+    @property
+    def verify_guest_paging(self) -> bool:
+        """Guest-paging verification."""
+        return bool(self._c.controls & lib.VTX_VERIFY_GUEST_PAGING)
+
+    @verify_guest_paging.setter
+    def verify_guest_paging(self, value: bool) -> None:
+        self._control(lib.VTX_VERIFY_GUEST_PAGING, value)
+
+    @property
+    def hlat_pointer(self) -> int | None:
+        """Pointer to the HLAT paging structures; None while HLAT is off."""
+        return self._c.hlatp if self._c.controls & lib.VTX_ENABLE_HLAT else None
+
+    @hlat_pointer.setter
+    def hlat_pointer(self, value: int | None) -> None:
+        self._c.hlatp = value or 0
+        self._control(lib.VTX_ENABLE_HLAT, value is not None)
 
     @property
     def pdptes(self) -> tuple[int, ...]:

@@ -62,6 +62,7 @@ class Dimension(IntEnum):
     GUEST = 1
     EPT = 2
     LOG = 3
+    SPP = 4
 
 
 @plain_members
@@ -88,7 +89,8 @@ class Step(NamedTuple):
     Attributes
     ----------
     dimension : Dimension
-        Guest paging structures, EPT structures, or the page-modification log.
+        Guest paging structures, EPT structures, the page-modification log, or the
+        sub-page-permission table.
     level : int
         Level of the entry, 5 to 1. A cached EPT step of level 0 is a hit in the nested TLB.
     guest_level : int

@@ -40,6 +40,7 @@ _PAGE = 4096
 #: Accesses that breakpoints on data look at.
 _WATCHED = (Access.LOAD, Access.STORE, Access.MODIFY)
 _GLA_VALID = 7
+_SPP_MISS = 1 << 11  # of the exit qualification
 _SUPPRESS_VE = 63
 _VE_BUSY = 0xFFFF_FFFF
 
@@ -120,13 +121,21 @@ def stopped(processor: Processor, walk: Walk, *, delivery: bool = False) -> VtxE
 
 
 def _ept_exit(walk: Walk) -> ExitInformation:
-    """Return the exit for an EPT violation, an EPT misconfiguration or a full PML log."""
+    """Return the exit for an EPT or sub-page-permission event, or a full PML log."""
     if walk.status == WalkStatus.EPT_MISCONFIGURATION:
         return ExitInformation(
             ExitReason.EPT_MISCONFIGURATION, guest_physical_address=walk.gpa or 0, resume_flag=1
         )
     if walk.status == WalkStatus.PML_FULL:
         return ExitInformation(ExitReason.PAGE_MODIFICATION_LOG_FULL, resume_flag=1)
+    if walk.status in (WalkStatus.SPP_MISS, WalkStatus.SPP_MISCONFIGURATION):
+        return ExitInformation(
+            ExitReason.SPP_RELATED_EVENT,
+            _SPP_MISS if walk.status == WalkStatus.SPP_MISS else 0,
+            guest_linear_address=walk.gva,
+            guest_physical_address=walk.gpa or 0,
+            resume_flag=1,
+        )
     return ExitInformation(
         ExitReason.EPT_VIOLATION,
         walk.qualification,

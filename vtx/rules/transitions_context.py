@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vtx.errors import GuestFault
-from vtx.facts.controls import Proc2
+from vtx.facts.controls import Proc2, Proc3
 from vtx.facts.fields import Field
 from vtx.facts.msrs import Msr
 from vtx.machine.mmu import Access, Context, WalkStatus
@@ -38,6 +38,10 @@ CONTEXT_FIELDS = frozenset(
         Field.PML_ADDRESS,
         Field.APIC_ACCESS_ADDRESS,
         Field.PML_INDEX,
+        Field.TERTIARY_PROCESSOR_BASED_CONTROLS,
+        Field.SUB_PAGE_PERMISSION_TABLE_POINTER,
+        Field.HLAT_POINTER,
+        Field.HLAT_PREFIX_SIZE,
         Field.GUEST_PDPTE0,
         Field.GUEST_PDPTE1,
         Field.GUEST_PDPTE2,
@@ -89,6 +93,19 @@ def _fill(processor: Processor, vmcs: Vmcs) -> None:
     context.pml_index = vmcs[Field.PML_INDEX]
     virtualized = controls & Proc2.VIRTUALIZE_APIC_ACCESSES
     context.apic_access = vmcs[Field.APIC_ACCESS_ADDRESS] if virtualized else None
+    _fill_extensions(context, vmcs)
+
+
+def _fill_extensions(context: Context, vmcs: Vmcs) -> None:
+    """Sub-page permissions, HLAT, and what EPT leaves say of paging structures."""
+    spp = vmcs.proc2 & Proc2.SUB_PAGE_WRITE_PERMISSIONS_FOR_EPT
+    context.sub_page_table = vmcs[Field.SUB_PAGE_PERMISSION_TABLE_POINTER] if spp else None
+    controls = vmcs.proc3
+    context.paging_write = bool(controls & Proc3.EPT_PAGING_WRITE_CONTROL)
+    context.verify_guest_paging = bool(controls & Proc3.GUEST_PAGING_VERIFICATION)
+    hlat = controls & Proc3.ENABLE_HLAT
+    context.hlat_pointer = vmcs[Field.HLAT_POINTER] if hlat else None
+    context.hlat_prefix_size = vmcs[Field.HLAT_PREFIX_SIZE] if hlat else 0
 
 
 def enter_root(processor: Processor, controls: int) -> None:
