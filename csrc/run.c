@@ -50,7 +50,7 @@ static uint32_t run_page(run_state *run, uint64_t gva, uint32_t kind) {
     const uint32_t apic = status == VTX_OK ? near_apic(run) : 0;
     if (status == VTX_OK && apic != VTX_APIC_ACCESS) {
         if (apic)
-            front_forget(mmu); /* its set has another most recently used entry now */
+            front_forget(mmu); /* an entry that the front knows may have gone for it */
         else
             front_note(mmu, kind, gva, entry);
         return VTX_OK;

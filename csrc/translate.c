@@ -199,7 +199,6 @@ int vtx_fetch_hit(const vtx_fetch *fetch) {
     if (!first || !mmu_allows(mmu, first->payload, VTX_FETCH))
         return 0;
     count_lookup(mmu, 0, 1, 0);
-    front_forget(mmu);
     mmu->counters.references[VTX_FETCH]++;
     return 1;
 }
