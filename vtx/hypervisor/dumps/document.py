@@ -41,6 +41,9 @@ _PLAIN_HEAD = re.compile(
     r"\A(?:\s*#[^\n]*\n|\s*\n)*(?:schema:\s*1\s*\n)?(?:name:\s*(?P<name>[\w .-]*?)\s*\n)?"
     r"fields:[ \t]*\n(?= )"
 )
+#: One field of such a document, and how many different ones are remembered.
+_PLAIN_LINE = re.compile(r" +(\S+): +(\S+) *", re.ASCII)
+_MOST_LINES = 1 << 16
 _PLAIN_TAIL = "\nunlisted: 0\n"
 _MOST_MEMORY = 1 << 20
 
@@ -127,16 +130,30 @@ def _field(name: str) -> tuple[Field, int]:
     return Field(encoding), mask(encoding)
 
 
-@lru_cache(maxsize=64)
-def _fields(names: tuple[str, ...]) -> tuple[tuple[Field, ...], tuple[int, ...]] | None:
-    """Return fields and masks for ``name:``, as files of many alike VMCSs repeat them."""
-    if not all(name.endswith(":") for name in names):
-        return None
-    try:
-        fields, masks = zip(*(_field(name[:-1]) for name in names), strict=True)
-    except InputError:
-        return None
-    return (fields, masks) if len(set(fields)) == len(fields) else None
+class _Lines(dict[str, tuple[Field, int]]):
+    """Field and value of lines ``  name: number``, which many alike VMCSs have in common.
+
+    Asking for a line that is not one of those raises ValueError.
+    """
+
+    def __missing__(self, line: str) -> tuple[Field, int]:
+        match = _PLAIN_LINE.fullmatch(line)
+        if match is None:
+            raise ValueError(line)
+        try:
+            field, most = _field(match[1])
+        except InputError:
+            raise ValueError(line) from None
+        value = int(match[2], 0)
+        if not 0 <= value <= most:
+            raise ValueError(line)
+        if len(self) >= _MOST_LINES:
+            self.clear()
+        self[line] = field, value
+        return field, value
+
+
+_lines = _Lines()
 
 
 def _from_plain(text: str, line: int) -> Dump | None:
@@ -148,21 +165,14 @@ def _from_plain(text: str, line: int) -> Dump | None:
     if head is None or not text.isascii():
         return None
     zero = text.endswith(_PLAIN_TAIL)
-    rows = text[head.end() : 1 - len(_PLAIN_TAIL) if zero else len(text)]
-    words = rows.split()
-    count = rows.count("\n")
-    # Two words on every line, and every line indented: then each is "  name: number".
-    if len(words) != 2 * count or rows.count(": ") != count or rows.count("\n ") != count - 1:
-        return None
-    known = _fields(tuple(words[::2]))
+    rows = text[head.end() : -len(_PLAIN_TAIL) if zero else -1].split("\n")
     try:
-        values = [int(word, 0) for word in words[1::2]]
+        values = dict(map(_lines.__getitem__, rows))
     except ValueError:
         return None
-    if known is None or min(values) < 0 or any(map(int.__gt__, values, known[1])):
+    if len(values) != len(rows):  # a field stands twice
         return None
-    dump = Dump("yaml", head["name"] or "", line, line, dict(zip(known[0], values, strict=True)))
-    return _completed(dump, zero)
+    return _completed(Dump("yaml", head["name"] or "", line, line, values), zero)
 
 
 def _number(item: Item, what: str, high: int) -> int:
