@@ -236,26 +236,34 @@ class _Panel:
         broken: list[Check] = []
         undecidable: list[Undecidable] = []
         otherwise: list[tuple[Check, str]] = []
-        watched = _watched()
-        bits = {
-            name: value & watched[name]
-            for name, value in bench.dump.values.items()
-            if name in watched
-        }
-        known = bits.get
+        whole = bench.dump.values.get
         answers = self._answers if not bench.dump.memory else {}
         if len(answers) > _MOST_ANSWERS:
             answers.clear()
         for number, group in enumerate(_groups()):
-            key = (number, bench.ia32e_mode, *map(known, group.fields))
+            # As they are, for VMCSs that have all of them in common; those that differ find one
+            # another by the bits that matter.
+            key = (number, bench.ia32e_mode, *map(whole, group.fields))
             answer = answers.get(key)
             if answer is None:
-                answer = answers[key] = self._evaluate(bench, group)
+                answer = answers[key] = self._answer(bench, number, group, answers)
             if answer is not _NOTHING:
                 broken += answer.broken
                 undecidable += answer.undecidable
                 otherwise += answer.otherwise
         return Outcome([BrokenRule(check) for check in broken], undecidable, otherwise, assumed)
+
+    def _answer(
+        self, bench: Bench, number: int, group: _Group, answers: dict[object, _Answers]
+    ) -> _Answers:
+        """Return what the checks of a group say, if need be by making them."""
+        values, watched = bench.dump.values, _watched()
+        bits = (values[name] & watched[name] if name in values else None for name in group.fields)
+        key = ("bits", number, bench.ia32e_mode, *bits)
+        answer = answers.get(key)
+        if answer is None:
+            answer = answers[key] = self._evaluate(bench, group)
+        return answer
 
     def _evaluate(self, bench: Bench, group: _Group) -> _Answers:
         generous = bench.processor(self.generous)
