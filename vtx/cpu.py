@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from vtx import nonroot
 from vtx.errors import NotSupported, UnhandledExit, UsageError
 from vtx.facts.controls import Proc2
+from vtx.facts.exits import EXITS
 from vtx.facts.fields import FIELDS, Area, Field
 from vtx.facts.vectors import find_exception
 from vtx.machine import image, snapshot
@@ -478,8 +479,19 @@ class Cpu(Processor):
 
         RIP moves by the instruction's length, blocking by STI and MOV SS ends, and with RFLAGS.TF
         set a single-step trap waits behind the instruction.
+
+        Raises
+        ------
+        UsageError
+            No instruction caused the exit: it has no length.
         """
         length = exit.instruction_length
+        if not length:
+            raise UsageError(
+                f"there is no instruction to skip: {EXITS[exit.reason].sdm_title!r} is an exit "
+                "before the instruction at guest RIP, which has not executed yet; resume the guest "
+                "without cpu.skip"
+            )
         self.vmwrite(Field.GUEST_RIP, exit.rip + length & 0xFFFF_FFFF_FFFF_FFFF)
         blocking = exit.read(Field.GUEST_INTERRUPTIBILITY_STATE)
         if blocking & _STI_OR_MOV_SS:

@@ -179,7 +179,12 @@ class Lab:
         return cpu
 
     def run(
-        self, cpu: Cpu, steps: str, handle: Callable[[Cpu, Exit], Any], *, until: int | None = None
+        self,
+        cpu: Cpu,
+        steps: str | Program,
+        handle: Callable[[Cpu, Exit], Any],
+        *,
+        until: int | None = None,
     ) -> Watched:
         """Let a guest run under the student's handler until it halts or its program ends.
 
@@ -187,8 +192,8 @@ class Lab:
         ----------
         cpu : Cpu
             With a guest that can be launched.
-        steps : str
-            The guest's program, a listing.
+        steps : str or Program
+            The guest's program: a listing, or what `vtx.program` made of one.
         handle : callable
             ``handle(cpu, exit)`` for every exit but the last.
         until : ExitReason, optional
@@ -205,7 +210,8 @@ class Lab:
         last = ExitReason.HLT if until is None else until
         watched = Watched(cpu)
         with suppress(EndOfTrace), self._explained():
-            self._play(watched, program(steps), handle, last)
+            operations = program(steps) if isinstance(steps, str) else steps
+            self._play(watched, operations, handle, last)
         return watched
 
     def _play(

@@ -209,34 +209,47 @@ def parse_trace(text: str, file: str = "<text>", folder: str | Path = ".") -> Tr
     return Trace(file, replace(header, expectations=expectations), listing)
 
 
-def program(steps: str) -> Program:
+def program(steps: str, handlers: Mapping[int | str, str] | None = None) -> Program:
     r"""Return the program that a listing says: what a guest executes, one instruction a line.
 
     Parameters
     ----------
     steps : str
         As the `steps` of a trace.
+    handlers : mapping of int or str to str, optional
+        What the guest runs when it gets an interrupt or exception: steps by vector or by name
+        (``"#GP"``). Without one for a vector, that is a bare IRET.
 
     Raises
     ------
     InputError
-        A line is no step; the message has its number.
+        A line is no step; the message has its number (those of handlers come after the steps').
 
     Examples
     --------
     >>> import vtx
     >>> len(vtx.program("cpuid leaf=1\nhlt").operations)
     2
+    >>> ticking = vtx.program("nop\nhlt", handlers={32: "modify 0x5000 value=1\niret"})
     """
-    lines = [line.strip() for line in steps.strip().splitlines()]
-    text = "".join(f"  {line}\n" for line in lines)
+    text = _block(steps, "  ")
+    if handlers:
+        text += "handlers:\n"
+        for vector, block in handlers.items():
+            name = f"'{vector}'" if isinstance(vector, str) else vector
+            text += f"  {name}: |\n{_block(block, '    ')}"
     try:
-        return parse_trace(_HEAD + text).program
+        return parse_trace(_HEAD + text).segments[0].program
     except InputError as error:
         error.file = "<program>"
         if error.line is not None:
             error.line -= _HEAD.count("\n")
         raise
+
+
+def _block(steps: str, margin: str) -> str:
+    """Return steps as a literal block of YAML."""
+    return "".join(f"{margin}{line.strip()}\n" for line in steps.strip().splitlines())
 
 
 def _entries(document: Item) -> Mapping[str, Item]:

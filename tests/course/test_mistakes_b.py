@@ -1,0 +1,45 @@
+"""Lessons 09 to 14: typical mistakes in the exercises, and what is said of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vtx.course import find_lesson
+from vtx.course.runner import check
+
+#: By lesson: (what is replaced in the solution, by what, words of the remark).
+MISTAKES: dict[str, list[tuple[str, str, str]]] = {
+    "09": [
+        ("queue.append(exit.exception.vector)", "pass", "neither injected nor kept in queue"),
+        ("queue and enabled and", "queue and", "while the guest has RFLAGS.IF = 0"),
+        (
+            " and not cpu.guest.interruptibility_state & STI_OR_MOV_SS",
+            "",
+            "blocked by STI, which VM entry refuses",
+        ),
+        ("queue.pop(0)", "queue.pop()", "oldest first"),
+        ("&= ~Proc1.INTERRUPT_WINDOW_EXITING", "|= 0", "interrupt-window exiting is still on"),
+        ("|= Proc1.INTERRUPT_WINDOW_EXITING", "|= 0", "nothing will tell you"),
+        ("queue.append(exit", "cpu.skip(exit); queue.append(exit", "no instruction to skip"),
+        ("cpu.inject(queue.pop(0))", "cpu.inject(queue.pop(0), type=4)", "interruption type 4"),
+    ],
+}
+CASES = [(lesson, *case) for lesson, cases in MISTAKES.items() for case in cases]
+
+
+@pytest.mark.parametrize(
+    ("number", "right", "wrong", "says"), CASES, ids=[f"{case[0]}-{case[3]}" for case in CASES]
+)
+def test_a_mistake_is_recognised(
+    tmp_path: Path, number: str, right: str, wrong: str, says: str
+) -> None:
+    lesson = find_lesson(number)
+    source = lesson.solution.read_text(encoding="utf-8")
+    assert right in source
+    path = tmp_path / "mine.py"
+    path.write_text(source.replace(right, wrong), encoding="utf-8")
+    bad = [remark for remark in check(lesson, str(path), 1) if not remark.good]
+    said = "\n".join(f"{remark.what}; {remark.hint}" for remark in bad)
+    assert says in said
