@@ -15,7 +15,7 @@ from types import ModuleType
 
 from vtx.course.lab import Lab, Remark, StudentError
 from vtx.course.lessons import Lesson
-from vtx.errors import InputError
+from vtx.errors import EmulationStopped, InputError
 
 __all__ = ["Verdict", "run_exercise"]
 
@@ -134,6 +134,9 @@ def check(lesson: Lesson, path: str, seed: int) -> list[Remark]:
         return lab.remarks
     except StudentError as error:
         return [*(lab.remarks if lab else []), Remark(False, error.message, error.hint)]
+    except EmulationStopped as stopped:
+        # The student's own loop was entering the guest.
+        return [*(lab.remarks if lab else []), Remark(False, str(stopped))]
     finally:
         if lab is not None:
             lab.close()
