@@ -23,6 +23,35 @@ MISTAKES = [
     ("01", "    cpu.vmxoff()\n", "", "cpu.vmxoff()"),
     ("01", "if exit.reason is ExitReason.VMCALL:", "if True:", "also executes CPUID"),
     ("01", "    return calls\n", "", "end it with: return calls"),
+    # Lesson 02: the VMCS.
+    ("02", "encoding >> 10 & 3", "encoding >> 9 & 3", "bits 11:10"),
+    ("02", "encoding >> 1 & 0x1FF", "encoding >> 1 & 0xFF00", "index of encoding"),
+    ("02", "cpu.shape.msr(Msr.IA32_VMX_BASIC) & 0x7FFF_FFFF", "0x12", "revision identifier"),
+    ("02", "    cpu.vmclear(page)\n    cpu.vmptrld(page)\n", "    cpu.vmclear(page)\n", "VMPTRLD"),
+    (
+        "02",
+        '"""Enter the guest of the VMCS in the page; return its exit."""\n    cpu.vmptrld(page)',
+        '"""Enter."""',
+        "take no address",
+    ),
+    (
+        "02",
+        "    if page in launched:\n        return cpu.vmresume()\n",
+        "",
+        "enter it with VMRESUME",
+    ),
+    (
+        "02",
+        "    cpu.vmclear(page)\n    launched.discard(page)\n",
+        "    cpu.vmclear(page)\n",
+        "first entry",
+    ),
+    (
+        "02",
+        "    cpu.vmclear(page)\n    launched.discard(page)\n",
+        "    launched.discard(page)\n",
+        "may still be inside the processor",
+    ),
 ]
 
 
