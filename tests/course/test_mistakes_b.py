@@ -25,6 +25,16 @@ MISTAKES: dict[str, list[tuple[str, str, str]]] = {
         ("queue.append(exit", "cpu.skip(exit); queue.append(exit", "no instruction to skip"),
         ("cpu.inject(queue.pop(0))", "cpu.inject(queue.pop(0), type=4)", "interruption type 4"),
     ],
+    "10": [
+        (', size="4K", write=False', ', size="4K"', "mapped writable when the guest reads it"),
+        ("    cpu.invept(SINGLE_CONTEXT, cpu.ept.eptp)\n", "", "it was a cached translation"),
+        ("dirty.add(page)", "dirty.add(exit.ept.gpa)", "its page begins at gpa & ~0xfff"),
+        ("if exit.ept.write:", "if True:", "only read; look at exit.ept.write"),
+        ("exit.ept.gpa &", "exit.ept.gla &", "call cpu.ept.map(exit.ept.gpa)"),
+        ("dirty.add(page)", "dirty.add(page)\n        cpu.skip(exit)", "no instruction to skip"),
+        ("        cpu.ept.protect(page, write=True)\n", "", "without permission to write"),
+        ("dirty.clear()", "dirty = set()", "empty the set in place"),
+    ],
 }
 CASES = [(lesson, *case) for lesson, cases in MISTAKES.items() for case in cases]
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from vtx.errors import InputError
+from vtx.machine import resize
 from vtx.machine.memory import Memory
 from vtx.machine.tables import ADDRESS, PAGE_NAMES, FrameAllocator, Tables, page_shift
 
@@ -159,6 +160,29 @@ class Ept(Tables):
             The address is not mapped.
         """
         self._unmap(gpa)
+
+    def split(self, gpa: int) -> None:
+        """Replace the large page that maps `gpa` by 512 pages of the next smaller size.
+
+        Raises
+        ------
+        InputError
+            The address is not mapped, or by a 4-KByte page.
+        """
+        resize.split(self, gpa)
+
+    def merge(self, gpa: int) -> None:
+        """Replace the 512 pages around `gpa` by one of the next larger size.
+
+        Pages among them that were not mapped are mapped then. The table is given back.
+
+        Raises
+        ------
+        InputError
+            The address is not mapped, the pages differ in rights or memory type, or do not lie
+            one behind the other in host memory.
+        """
+        resize.merge(self, gpa)
 
     def protect(
         self,

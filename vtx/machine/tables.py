@@ -141,6 +141,14 @@ class Tables:
             table = entry & ADDRESS
             level -= 1
 
+    def _parent(self, address: int, level: int) -> int:
+        """Return where the entry is that names the table of `level` for `address`."""
+        table = self.root
+        for above in range(self.levels, level, -1):
+            place = self._to_host(table) + 8 * (address >> (3 + 9 * above) & 511)
+            table = self.memory.read_u64(place) & ADDRESS
+        return place
+
     def _map(self, address: int, size: str, leaf: int) -> None:
         """Write the leaf entry for `address`, and the tables on the way to it."""
         wanted = (page_shift(size) - 3) // 9
@@ -158,7 +166,7 @@ class Tables:
         if place.level < wanted:
             raise InputError(
                 f"{self._space} {address:#x} is mapped by smaller pages than {size}",
-                hint="a table is not replaced by a large page",
+                hint="the merge method of EPT replaces a table by a page",
             )
         self.memory.write_u64(place.address, leaf | (_PAGE_SIZE if wanted > 1 else 0))
 
