@@ -12,6 +12,7 @@ from vtx.commands.imports import Import
 from vtx.commands.lab import Lab
 from vtx.commands.profiles import Profiles
 from vtx.commands.replay import Replay
+from vtx.commands.sweep import Sweep
 from vtx.commands.tlb import Tlb
 from vtx.commands.verify import Verify
 from vtx.commands.walk import Walk2D
@@ -22,6 +23,7 @@ __all__ = ["COMMANDS", "Command"]
 COMMANDS: tuple[type[Command], ...] = (
     Replay,
     Compare,
+    Sweep,
     Exits,
     Import,
     Tlb,

@@ -151,13 +151,16 @@ class Trace:
         return (len(self.records) if stream.stop is None else stream.stop) - stream.start
 
 
-def load_trace(path: str | Path) -> Trace:
+def load_trace(path: str | Path, options: Mapping[str, object] | None = None) -> Trace:
     """Read a trace from a file.
 
     Parameters
     ----------
     path : str or Path
         A YAML file in the format of ``docs/traces.md``.
+    options : mapping of str to object, optional
+        Keys of the trace that are to be other than in the file, nested ones with a dot:
+        ``{"ept.pages": "2M", "vpid": False}``.
 
     Raises
     ------
@@ -171,10 +174,15 @@ def load_trace(path: str | Path) -> Trace:
     'cpuid'
     """
     path = Path(path)
-    return parse_trace(read_text(path, "trace", _MOST_BYTES), str(path), path.parent)
+    return parse_trace(read_text(path, "trace", _MOST_BYTES), str(path), path.parent, options)
 
 
-def parse_trace(text: str, file: str = "<text>", folder: str | Path = ".") -> Trace:
+def parse_trace(
+    text: str,
+    file: str = "<text>",
+    folder: str | Path = ".",
+    options: Mapping[str, object] | None = None,
+) -> Trace:
     """Read a trace from text.
 
     Parameters
@@ -185,6 +193,8 @@ def parse_trace(text: str, file: str = "<text>", folder: str | Path = ".") -> Tr
         Its name, for messages.
     folder : str or Path
         Where the names of stream files start.
+    options : mapping of str to object, optional
+        As for :func:`load_trace`.
 
     Raises
     ------
@@ -192,6 +202,8 @@ def parse_trace(text: str, file: str = "<text>", folder: str | Path = ".") -> Tr
         As :func:`load_trace`.
     """
     document = parse_document(text, file, "trace")
+    for key, value in (options or {}).items():
+        document = document.replaced(key.split("."), value)
     entries = _entries(document)
     lines = text.split("\n")
 

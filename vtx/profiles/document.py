@@ -8,7 +8,7 @@ nothing to a profile, and a few lines of them can describe billions of values.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,25 @@ class Item:
             if key not in keys:
                 raise UnknownName(f"key of {what}", key, keys).at(item.file, item.line, item.column)
         return entries
+
+    def replaced(self, keys: Sequence[str], value: object) -> Item:
+        """Return this mapping with one entry set to `value`; nested keys lead to it.
+
+        What is no mapping on the way (``ept: on``) becomes one.
+        """
+        held = self.value if isinstance(self.value, dict) else {}
+        first, *rest = keys
+        inner = held.get(first, Item({}, self.file, self.line, self.column))
+        item = inner.replaced(rest, value) if rest else self._made(value)
+        return Item({**held, first: item}, self.file, self.line, self.column)
+
+    def _made(self, value: object) -> Item:
+        """Return a plain value as an item that stands where this one does."""
+        if isinstance(value, dict):
+            value = {key: self._made(part) for key, part in value.items()}
+        elif isinstance(value, list | tuple):
+            value = [self._made(part) for part in value]
+        return Item(value, self.file, self.line, self.column)
 
     def entries(self, what: str) -> dict[str, Item]:
         """Return the entries of a mapping, whatever their keys."""
