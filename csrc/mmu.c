@@ -46,6 +46,11 @@ const char *vtx_shape_error(const vtx_shape *shape) {
         if (error)
             return error;
     }
+    for (unsigned i = 0; i < VTX_MAX_CACHES; i++) {
+        const char *error = data_cache_error(&shape->caches[i]);
+        if (error)
+            return error;
+    }
     return NULL;
 }
 
@@ -71,7 +76,8 @@ vtx_mmu *vtx_mmu_new(vtx_memory *memory, const vtx_shape *shape) {
         return NULL;
     mmu->memory = memory;
     mmu->shape = *shape;
-    if (!tlb_init(&mmu->tlb, shape) || !caches_init(mmu) || !front_init(mmu)) {
+    if (!tlb_init(&mmu->tlb, shape) || !caches_init(mmu) || !front_init(mmu) ||
+        !data_caches_init(&mmu->data, shape->caches)) {
         vtx_mmu_free(mmu);
         return NULL;
     }
@@ -84,6 +90,7 @@ void vtx_mmu_free(vtx_mmu *mmu) {
         return;
     tlb_free(&mmu->tlb);
     front_free(mmu);
+    data_caches_free(&mmu->data);
     cache_free(&mmu->nested);
     for (unsigned level = 2; level <= 5; level++) {
         cache_free(&mmu->guest_caches[level]);

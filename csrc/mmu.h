@@ -4,6 +4,7 @@
 
 #include "cache.h"
 #include "core.h"
+#include "data_cache.h"
 #include "ept.h"
 #include "guest.h"
 #include "mem.h"
@@ -70,6 +71,8 @@ struct vtx_mmu {
     small_cache nested;
     uint8_t has_caches; /* paging-structure caches or a nested TLB */
 
+    data_caches data; /* what the references of walks go through */
+
     run_front front; /* see front.c */
 
     vtx_counters counters;
@@ -94,7 +97,8 @@ static inline const walk_tests *mmu_tests(vtx_mmu *mmu) {
         const uint32_t odd =
             mmu->context.controls & ~(uint32_t)(VTX_ENABLE_EPT | VTX_MODE_BASED_EXECUTE |
                                                 VTX_ENABLE_PML | VTX_SUB_PAGE_WRITE);
-        walk_tests_set(&mmu->tests, &mmu->guest, &mmu->ept, mmu->memory, odd);
+        /* With data caches walk.c makes every walk: it makes its references one by one. */
+        walk_tests_set(&mmu->tests, &mmu->guest, &mmu->ept, mmu->memory, odd | mmu->data.any);
         mmu->tests_set = 1;
     }
     return &mmu->tests;

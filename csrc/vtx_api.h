@@ -58,6 +58,7 @@ enum vtx_status {
 enum vtx_limits {
     VTX_MAX_ARRAYS = 16,
     VTX_MAX_STEPS = 128,
+    VTX_MAX_CACHES = 3,
     VTX_PAGE_4K = 1,
     VTX_PAGE_2M = 2,
     VTX_PAGE_1G = 4,
@@ -79,6 +80,15 @@ typedef struct {
     uint32_t seed;        /* VTX_RANDOM: of its generator */
 } vtx_tlb_array;
 
+/* A data cache that the walker's references go through; lines have 64 bytes. */
+typedef struct {
+    uint64_t bytes; /* a multiple of 64 * ways; 0: there is no such level */
+    uint32_t ways;
+    uint32_t replacement; /* enum vtx_replacement */
+    uint32_t seed;        /* VTX_RANDOM: of its generator */
+    uint32_t pad;
+} vtx_cache;
+
 typedef struct {
     uint64_t ept_vpid_cap; /* IA32_VMX_EPT_VPID_CAP */
     uint32_t maxphyaddr;
@@ -88,6 +98,7 @@ typedef struct {
     uint32_t guest_physical;       /* entries of the TLB for guest-physical mappings */
     uint32_t array_count;
     vtx_tlb_array arrays[16];
+    vtx_cache caches[3]; /* first to third level; all of 0 bytes: not modelled, at no cost */
 } vtx_shape;
 
 enum vtx_controls {
@@ -161,6 +172,15 @@ enum vtx_step_kind {
     VTX_CACHED = 2 /* not a reference: a paging-structure cache or nested TLB answered */
 };
 
+/* Which data cache had the entry that a walk through the TLBs read. */
+enum vtx_hit {
+    VTX_HIT_UNKNOWN = 0, /* no reference, or data caches are not modelled */
+    VTX_HIT_L1 = 1,
+    VTX_HIT_L2 = 2,
+    VTX_HIT_L3 = 3,
+    VTX_HIT_MEMORY = 4
+};
+
 /* One reference of a walk, in order. */
 typedef struct {
     uint64_t address; /* host-physical */
@@ -171,7 +191,8 @@ typedef struct {
     uint8_t guest_level; /* EPT steps: the guest level they serve, 0 for the final access */
     uint8_t kind;
     uint8_t size; /* bytes */
-    uint8_t pad[3];
+    uint8_t hit;  /* enum vtx_hit */
+    uint8_t pad[2];
 } vtx_step;
 
 /* One row of vtx_translate_many. */
@@ -183,7 +204,7 @@ typedef struct {
 } vtx_translation;
 
 /* Arrays of 4 count by kind of access (fetch, load, store, modify), arrays of 6 by level (1 to 5),
- * arrays of 3 by page size (4K, 2M, 1G). A reference counts where it completes; see run.c. */
+ * arrays of 3 by page size (4K, 2M, 1G); guest_walk and ept_walk by data cache. A reference counts where it completes; see run.c. */
 typedef struct {
     uint64_t references[4];
     uint64_t instructions; /* instruction records passed without leaving the run loop */
@@ -210,6 +231,8 @@ typedef struct {
     uint64_t beyond_memory;
     uint64_t invalidations; /* operations */
     uint64_t invalidated;   /* entries that they removed */
+    uint64_t guest_walk[4]; /* guest_references by enum vtx_hit - 1, if data caches are modelled */
+    uint64_t ept_walk[4];   /* ept_references likewise */
 } vtx_counters;
 
 /* ---- The translation unit of one logical processor (mmu.c) -------------------------------- */

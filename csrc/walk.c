@@ -127,6 +127,7 @@ static uint32_t guest_read(walker *w, const guest_walk *g, used_entry *entry,
         size == 8 ? mem_load64(mmu->memory, entry->hpa) : mem_load32(mmu->memory, entry->hpa);
     mmu->counters.guest_references[g->level]++;
     walk_note(w, VTX_GUEST, g->level, VTX_READ, entry->hpa, entry->gpa, entry->value);
+    walk_refer(w, mmu->counters.guest_walk, entry->hpa);
     w->out->guest_entry = entry->value;
     w->out->guest_level = g->level;
     return VTX_OK;

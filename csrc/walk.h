@@ -43,6 +43,17 @@ static inline void walk_note(walker *w, unsigned dimension, unsigned level, unsi
                                                         : 8)});
 }
 
+/* The entry at this address was read, and noted just now: which data cache had it? */
+static inline void walk_refer(walker *w, uint64_t counts[4], uint64_t address) {
+    data_caches *data = &w->mmu->data;
+    if (!data->any || !w->caches)
+        return;
+    const enum vtx_hit hit = data_caches_find(data, address);
+    counts[hit - VTX_HIT_L1]++;
+    if (w->out->step_count)
+        w->steps[w->out->step_count - 1].hit = (uint8_t)hit;
+}
+
 static inline uint32_t walk_stop(walker *w, uint32_t status) {
     w->out->status = status;
     return status;

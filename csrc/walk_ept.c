@@ -124,6 +124,7 @@ static uint32_t ept_descend(walker *w, ept_walk *result, ept_path *path, uint32_
         value = mem_load64(mmu->memory, address);
         mmu->counters.ept_references[level]++;
         walk_note(w, VTX_EPT, level, VTX_READ, address, e.gpa, value);
+        walk_refer(w, mmu->counters.ept_walk, address);
         step = ept_use(mode, &e, value);
         path->address[level] = address;
         path->value[level] = value;

@@ -53,6 +53,11 @@ static vtx_shape take_shape(input *in) {
                                           .ways = (uint32_t)take(in, 1) % 33,
                                           .replacement = (uint32_t)take(in, 1) % 4,
                                           .seed = (uint32_t)take(in, 1)};
+    for (unsigned i = (unsigned)take(in, 1) % 8; i < VTX_MAX_CACHES; i++)
+        shape.caches[i] = (vtx_cache){.bytes = 64 * take(in, 1),
+                                      .ways = (uint32_t)take(in, 1) % 17,
+                                      .replacement = (uint32_t)take(in, 1) % 4,
+                                      .seed = (uint32_t)take(in, 1)};
     return shape;
 }
 

@@ -127,6 +127,7 @@ def _document(walk: Walk) -> dict[str, Any]:
             "guest_physical": f"{step.gpa:#x}",
             "value": f"{step.value:#x}",
             "flags": entry_flags(step),
+            "hit": step.hit.name.lower() if step.hit else None,
         }
         for step in walk.steps
     ]

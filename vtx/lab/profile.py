@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from vtx.facts.msrs import Msr
-from vtx.machine.shape import Shape, TlbGeometry
+from vtx.machine.shape import Shape
 from vtx.profiles import load_raw, names
 from vtx.profiles.schema import OPTIONAL_PRICES
 
@@ -124,11 +124,12 @@ class Profile:
         return all(self.prices[name].known for name in ("entry", "exit", "round_trip"))
 
     @property
-    def shape_key(self) -> tuple[frozenset[tuple[int, int]], int, int, frozenset[str], TlbGeometry]:
+    def shape_key(self) -> tuple[object, ...]:
         """What two profiles have in common if one run serves both (names do not matter)."""
         shape = self.shape
         msrs = frozenset(shape.msrs.items())
-        return msrs, shape.maxphyaddr, shape.linear_bits, shape.features, shape.tlb
+        widths = shape.maxphyaddr, shape.linear_bits
+        return msrs, widths, shape.features, shape.tlb, shape.data_caches
 
     def ns(self, cycles: Fraction) -> Fraction:
         """Return `cycles` in nanoseconds at the nominal clock."""
@@ -178,6 +179,15 @@ class Profile:
                         **origin["tlb"]["guest_physical"],
                     },
                 },
+                "data_caches": [
+                    {
+                        "size_bytes": cache.size_bytes,
+                        "ways": cache.ways,
+                        "replacement": cache.replacement,
+                        **source,
+                    }
+                    for cache, source in zip(shape.data_caches, origin["data_caches"], strict=True)
+                ],
             },
             "prices": {name: price.as_dict() for name, price in self.prices.items()},
         }

@@ -22,6 +22,7 @@ from vtx.machine.memory import Memory
 from vtx.machine.walk import (
     STATUSES,
     Dimension,
+    Hit,
     RunResult,
     Source,
     Status,
@@ -33,12 +34,13 @@ from vtx.machine.walk import (
 )
 
 if TYPE_CHECKING:
-    from vtx.machine.shape import Shape, TlbArray
+    from vtx.machine.shape import DataCache, Shape, TlbArray
 
 __all__ = [
     "Access",
     "Context",
     "Dimension",
+    "Hit",
     "Mmu",
     "RunResult",
     "Source",
@@ -120,6 +122,15 @@ def _tlb_array(array: TlbArray) -> dict[str, int]:
     }
 
 
+def _data_cache(cache: DataCache) -> dict[str, int]:
+    return {
+        "bytes": cache.size_bytes,
+        "ways": cache.ways,
+        "replacement": _REPLACEMENTS[cache.replacement],
+        "seed": cache.seed,
+    }
+
+
 def _c_shape(shape: Shape) -> Any:
     tlb = shape.tlb
     if len(tlb.arrays) > lib.VTX_MAX_ARRAYS:
@@ -138,6 +149,7 @@ def _c_shape(shape: Shape) -> Any:
             "guest_physical": tlb.guest_physical,
             "array_count": len(tlb.arrays),
             "arrays": [_tlb_array(array) for array in tlb.arrays],
+            "caches": [_data_cache(cache) for cache in shape.data_caches],
         },
     )
     error = lib.vtx_shape_error(structure)
@@ -153,6 +165,9 @@ _SUFFIXES: Mapping[int, tuple[str, ...]] = {
 }
 
 
+_CACHES = ("l1", "l2", "l3", "memory")
+
+
 def _counter_names() -> list[tuple[str, str, int | None]]:
     """List the counters as (key, member, index), from the structure itself."""
     names: list[tuple[str, str, int | None]] = []
@@ -160,7 +175,8 @@ def _counter_names() -> list[tuple[str, str, int | None]]:
         if field.type.kind != "array":
             names.append((member, member, None))
             continue
-        for index, suffix in enumerate(_SUFFIXES[field.type.length]):
+        by_cache = member in ("guest_walk", "ept_walk")
+        for index, suffix in enumerate(_CACHES if by_cache else _SUFFIXES[field.type.length]):
             if suffix != "level0":
                 names.append((f"{member}_{suffix}", member, index))
     return names
@@ -512,7 +528,9 @@ class Mmu:
         """Return every counter of the core by name.
 
         Arrays have one key an element: ``references_fetch`` (``_load``, ``_store``, ``_modify``),
-        ``guest_references_level4``, ``ept_references_level1``, ``fills_2m`` and so on.
+        ``guest_references_level4``, ``ept_references_level1``, ``fills_2m`` and so on. With data
+        caches in the shape, ``guest_walk_l1`` (``_l2``, ``_l3``, ``_memory``) and ``ept_walk_l1``
+        ... count the same references by what had the entry.
         """
         structure = self._counters
         return {

@@ -18,7 +18,7 @@ from vtx.facts.controls import GROUPS, Entry, Exit1, Exit2, Pin, Proc1, Proc2, P
 from vtx.facts.fields import FIELDS, Area, Field
 from vtx.facts.msrs import Msr
 
-__all__ = ["PAGE_SIZES", "Shape", "TlbArray", "TlbGeometry"]
+__all__ = ["PAGE_SIZES", "DataCache", "Shape", "TlbArray", "TlbGeometry"]
 
 #: Page sizes of the architecture, by the names that profiles and traces use, in bytes.
 PAGE_SIZES: Mapping[str, int] = {"4K": 1 << 12, "2M": 1 << 21, "1G": 1 << 30}
@@ -134,6 +134,50 @@ class TlbGeometry:
     guest_physical: int = 16
 
 
+#: Bytes of a line of every data cache.
+LINE_BYTES = 64
+
+
+@dataclass(frozen=True)
+class DataCache:
+    """One level of the data caches that the page walker's references go through.
+
+    Parameters
+    ----------
+    size_bytes : int
+        Capacity, at most 1 GByte.
+    ways : int
+        Lines of 64 bytes in a set; the set is the line number modulo the number of sets, which
+        need not be a power of two.
+    replacement : str
+        As in :class:`TlbArray`.
+    seed : int
+        Of random replacement, 32 bits.
+    """
+
+    size_bytes: int
+    ways: int
+    replacement: str = "lru"
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        size, ways = self.size_bytes, self.ways
+        if not 1 <= ways <= 1024 or not 0 < size <= 1 << 30 or size % (LINE_BYTES * ways):
+            raise InputError(
+                f"a data cache of {size} bytes cannot have {ways} ways",
+                hint="bytes must be a multiple of 64 times the ways, and at most 1073741824",
+            )
+        if self.replacement not in _REPLACEMENTS:
+            raise UnknownName("replacement", self.replacement, _REPLACEMENTS)
+        if not 0 <= self.seed < 1 << 32:
+            raise InputError(f"the seed of a data cache has 32 bits, {self.seed} does not fit")
+        if self.replacement == "tree_plru" and (ways & (ways - 1) or ways > 64):
+            raise InputError(
+                f"tree-PLRU of {ways} ways is impossible",
+                hint="the ways must be 1, 2, 4, 8, 16, 32 or 64",
+            )
+
+
 @dataclass(frozen=True)
 class Shape:
     """What a CPU profile fixes about behaviour.
@@ -151,6 +195,14 @@ class Shape:
         ``"pcid"`` ...).
     tlb : TlbGeometry
         Translation caches.
+    data_caches : tuple of DataCache
+        First, second and third level of what the page walker's references go through; empty (none
+        is modelled, and a walk costs no time for it) unless a profile asks for them.
+
+    Raises
+    ------
+    InputError
+        There are more than three data caches.
     """
 
     name: str
@@ -159,6 +211,11 @@ class Shape:
     linear_bits: int = 48
     features: frozenset[str] = frozenset()
     tlb: TlbGeometry = field(default_factory=TlbGeometry)
+    data_caches: tuple[DataCache, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.data_caches) > 3:
+            raise InputError(f"{self.name} has {len(self.data_caches)} data caches, not 3 or fewer")
 
     @classmethod
     def of(cls, profile: str) -> Shape:
@@ -203,6 +260,10 @@ class Shape:
                 arrays,
                 **{key: caches.get(key, 0) for key in ("pml5", "pml4", "pdpt", "pd")},
                 guest_physical=tlb.get("guest_physical", 0),
+            ),
+            data_caches=tuple(
+                DataCache(c["size"], c["ways"], c.get("replacement", "lru"), c.get("seed", 1))
+                for c in shape.get("data_caches", ())
             ),
         )
 

@@ -13,6 +13,7 @@ from vtx.machine.context import Access, Member
 __all__ = [
     "STATUSES",
     "Dimension",
+    "Hit",
     "RunResult",
     "Source",
     "Status",
@@ -74,6 +75,18 @@ class StepKind(IntEnum):
     CACHED = 2
 
 
+@plain_members
+class Hit(IntEnum):
+    """What had the entry that a step read."""
+
+    #: Not modelled, or no reference through the TLBs.
+    UNKNOWN = 0
+    L1 = 1
+    L2 = 2
+    L3 = 3
+    MEMORY = 4
+
+
 #: The short name that rules use.
 Status = WalkStatus
 
@@ -81,6 +94,7 @@ STATUSES: tuple[WalkStatus, ...] = tuple(WalkStatus)
 _SOURCES: tuple[Source, ...] = tuple(Source)
 _DIMENSIONS: Mapping[int, Dimension] = {int(d): d for d in Dimension}
 _STEP_KINDS: tuple[StepKind, ...] = tuple(StepKind)
+_HITS: tuple[Hit, ...] = tuple(Hit)
 
 
 class Step(NamedTuple):
@@ -106,6 +120,9 @@ class Step(NamedTuple):
         Entry as read, or as written; for CACHED the host-physical address that was found.
     size_bytes : int
         4 for entries of 32-bit paging, else 8.
+    hit : Hit
+        The data cache that had the entry, if the shape has data caches and the step is a READ of
+        a walk through the TLBs.
     """
 
     dimension: Dimension
@@ -116,6 +133,7 @@ class Step(NamedTuple):
     gpa: int
     value: int
     size_bytes: int
+    hit: Hit = Hit.UNKNOWN
 
 
 class Walk:
@@ -241,6 +259,7 @@ class Walk:
                 s.gpa,
                 s.value,
                 s.size,
+                _HITS[s.hit],
             )
             for s in self._steps[0 : self._c.step_count]
         ]

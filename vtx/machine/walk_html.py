@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from html import escape
 
-from vtx.machine.walk import Dimension, StepKind, Walk
+from vtx.machine.walk import Dimension, Hit, StepKind, Walk
 from vtx.machine.walk_rules import ending, entry_flags, entry_name, failing_step
 from vtx.machine.walk_svg import walk_svg
 
 __all__ = ["HEADINGS", "rows_of", "walk_html"]
 
 HEADINGS = ("#", "dimension", "for", "entry", "address", "value", "flags", "from")
-_FROM = {StepKind.READ: "memory", StepKind.WRITE: "memory, written", StepKind.CACHED: "cache"}
+_HITS = {Hit.UNKNOWN: "memory", Hit.L1: "L1", Hit.L2: "L2", Hit.L3: "L3", Hit.MEMORY: "memory"}
+_FROM = {StepKind.WRITE: "memory, written", StepKind.CACHED: "cache"}
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -62,7 +63,7 @@ def rows_of(walk: Walk) -> list[list[str]]:
                 f"{step.address:#x}" if step.kind is not StepKind.CACHED else "",
                 f"{step.value:#x}",
                 entry_flags(step),
-                _FROM[step.kind],
+                _HITS[step.hit] if step.kind is StepKind.READ else _FROM[step.kind],
             ]
         )
     return rows

@@ -142,6 +142,7 @@ def _plain(parts: dict[str, Part], path: str) -> dict[str, Any]:
                 "paging_structure_caches": caches,
                 "guest_physical": values["guest_physical"]["entries"],
             },
+            "data_caches": values.get("data_caches", []),
         },
         "prices": prices,
         "provenance": {
@@ -154,6 +155,7 @@ def _plain(parts: dict[str, Part], path: str) -> dict[str, Any]:
                 "paging_structure_caches": _origin(caches),
                 "guest_physical": _origin(values["guest_physical"]),
             },
+            "data_caches": [_origin(cache) for cache in values.get("data_caches", ())],
         },
     }
 

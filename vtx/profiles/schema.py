@@ -47,12 +47,15 @@ FEATURES = (
 NUMBERED_FEATURES = {"general_counters_": 32, "fixed_counters_": 16}
 
 _TOP = ("schema", "id", "inherits", "name", "microarchitecture", "nominal_ghz", "shape", "prices")
-_SHAPE = ("capability_msrs", "address_widths", "features", "tlb")
+_SHAPE = ("capability_msrs", "address_widths", "features", "tlb", "data_caches")
 _TLB = ("note", "arrays", "paging_structure_caches", "guest_physical")
 _ARRAY = (
     *("level", "kind", "pages", "entries", "ways", "replacement", "seed"),
     *("status", "source"),
 )
+_DATA_CACHE = ("size", "ways", "replacement", "seed", "status", "source")
+_MOST_DATA_CACHES, _LINE, _MOST_BYTES, _MOST_CACHE_WAYS = 3, 64, 1 << 30, 1024
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _REPLACEMENTS = ("lru", "tree_plru", "random")
 _CACHES = ("pml5", "pml4", "pdpt", "pd")
 _MOST_CYCLES = 1e9
@@ -138,6 +141,8 @@ def _shape(item: Item) -> Iterator[tuple[str, Part]]:
         for key, read in (("paging_structure_caches", _caches), ("guest_physical", _guest_tlb)):
             if key in tlb:
                 yield key, Part(read(tlb[key]), tlb[key])
+    if "data_caches" in shape:
+        yield "data_caches", Part(_data_caches(shape["data_caches"]), shape["data_caches"])
 
 
 def _msrs(item: Item) -> Iterator[tuple[str, Part]]:
@@ -211,6 +216,20 @@ def _array(item: Item) -> dict[str, Any]:
             f"a TLB array of {entries} entries cannot have {ways} ways",
             hint="entries divided by ways is the number of sets, which must be a power of two",
         )
+    policy = _policy(keys, ways)
+    return {
+        "level": _required(what, item, "level").integer("level of a TLB array", 1, 2),
+        "kind": _required(what, item, "kind").choice("kind of TLB array", _KINDS),
+        "pages": pages,
+        "entries": entries,
+        "ways": ways,
+        **policy,
+        **_provenance(what, item, SHAPE_STATUSES),
+    }
+
+
+def _policy(keys: dict[str, Item], ways: int) -> dict[str, Any]:
+    """Return what a cache of any kind says of its replacement."""
     policy: dict[str, Any] = {}
     if "replacement" in keys:
         policy["replacement"] = keys["replacement"].choice("replacement", _REPLACEMENTS)
@@ -221,15 +240,43 @@ def _array(item: Item) -> dict[str, Any]:
             )
     if "seed" in keys:
         policy["seed"] = keys["seed"].integer("seed", 0, 0xFFFF_FFFF)
-    return {
-        "level": _required(what, item, "level").integer("level of a TLB array", 1, 2),
-        "kind": _required(what, item, "kind").choice("kind of TLB array", _KINDS),
-        "pages": pages,
-        "entries": entries,
-        "ways": ways,
-        **policy,
-        **_provenance(what, item, SHAPE_STATUSES),
-    }
+    return policy
+
+
+def _data_caches(item: Item) -> list[dict[str, Any]]:
+    levels = item.items("data_caches")
+    if len(levels) > _MOST_DATA_CACHES:
+        raise item.error(f"{len(levels)} data caches", hint="a first, second and third level")
+    return [_data_cache(level) for level in levels]
+
+
+def _data_cache(item: Item) -> dict[str, Any]:
+    what = "data cache"
+    keys = item.mapping(what, _DATA_CACHE)
+    size_item = _required(what, item, "size")
+    size = _size(size_item)
+    ways = _required(what, item, "ways").integer("ways", 1, _MOST_CACHE_WAYS)
+    if size % (_LINE * ways):
+        raise size_item.error(
+            f"a data cache of {size} bytes cannot have {ways} ways",
+            hint="its size is a multiple of 64 bytes times its ways",
+        )
+    policy = _policy(keys, ways)
+    return {"size": size, "ways": ways, **policy, **_provenance(what, item, SHAPE_STATUSES)}
+
+
+def _size(item: Item) -> int:
+    """Return a number of bytes, from an integer or a text such as ``32K``."""
+    text = item.value
+    if isinstance(text, str) and text[-1:] in _UNITS and text[:-1].isdecimal() and len(text) < 12:
+        size = int(text[:-1]) * _UNITS[text[-1]]
+        if 0 < size <= _MOST_BYTES:
+            return size
+    elif not isinstance(text, str):
+        return item.integer("size of a data cache", _LINE, _MOST_BYTES)
+    raise item.error(
+        f"{text!r} is no size of a data cache", hint="bytes, or such as 32K; at most 1G"
+    )
 
 
 def _caches(item: Item) -> dict[str, Any]:
