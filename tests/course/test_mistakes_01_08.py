@@ -52,6 +52,29 @@ MISTAKES = [
         "    launched.discard(page)\n",
         "may still be inside the processor",
     ),
+    # Lesson 03: controls.
+    (
+        "03",
+        "must, may = capability & 0xFFFF_FFFF, capability >> 32",
+        "may, must = capability & 0xFFFF_FFFF, capability >> 32",
+        "upper half of the MSR (63:32)",
+    ),
+    ("03", " | must\n", "\n", "must be 1 (lower half of the MSR) are missing"),
+    ("03", "optional & may", "optional", "may not be 1 (upper half of the MSR) are set"),
+    (
+        "03",
+        "if group in TRUE_CAPABILITY and rdmsr(BASIC) >> 55 & 1:",
+        "if group in TRUE_CAPABILITY:",
+        "IA32_VMX_BASIC[55] tells",
+    ),
+    ("03", "if group in TRUE_CAPABILITY and rdmsr(BASIC) >> 55 & 1:", "if False:", "default1"),
+    (
+        "03",
+        '        raise ValueError(f"{group}: this CPU does not allow {required & ~may:#x}")',
+        "        required &= may",
+        "cannot run without it",
+    ),
+    ("03", 'group != "proc2" or rdmsr(CAPABILITY["proc1"]) >> 63', "True", "0x48b"),
 ]
 
 
