@@ -354,10 +354,14 @@ class Cpu(Processor):
             The guest's program ended without a VM exit.
         VmxAbort
             The VM exit could not be completed.
+        EmulationStopped
+            The entry has failed again and again, and nothing has changed in between.
         """
         if program is not None:
             self.set_program(program)
-        return self._run(vmx_entry.vmlaunch(self))
+        exit = self._run(vmx_entry.vmlaunch(self))
+        self._progress.see(self, exit.information, self.machine.ept)
+        return exit
 
     def vmresume(self) -> Exit:
         """VMRESUME: enter the guest again (as :meth:`vmlaunch`).

@@ -75,6 +75,45 @@ MISTAKES = [
         "cannot run without it",
     ),
     ("03", 'group != "proc2" or rdmsr(CAPABILITY["proc1"]) >> 63', "True", "0x48b"),
+    # Lesson 04: the first launch.
+    (
+        "04",
+        "            if not exit.entry_failure:\n                return broken\n",
+        "            return broken\n",
+        "still breaks a rule, guest.",
+    ),
+    (
+        "04",
+        "except vtx.VMfailValid as failure:\n            check = failure.check\n        else:",
+        "finally:\n            pass\n        if True:",
+        "VMfailValid(",
+    ),
+    (
+        "04",
+        "set_bits(Field.GUEST_RFLAGS, 1 << 1)",
+        "lambda cpu: cpu.vmwrite(Field.GUEST_RFLAGS, 2)",
+        "read, modify, write",
+    ),
+    (
+        "04",
+        "        REPAIRS[check](cpu)\n",
+        "        cpu.load(vtx.Vmcs.for_64bit_guest(cpu.shape))\n",
+        "as it was before",
+    ),
+    (
+        "04",
+        "            exit = cpu.vmlaunch(program)\n",
+        "            exit = cpu.vmresume() if broken else cpu.vmlaunch(program)\n",
+        "basic.vmresume_launch_state",
+    ),
+    ("04", "        broken.append(check)\n", "        broken = [check]\n", "names the rules"),
+    ("04", '"guest.efer.lma": set', '"guest.efer.lme": set', "KeyError: 'guest.efer.lma'"),
+    (
+        "04",
+        "        REPAIRS[check](cpu)\n",
+        "        if check[0] != 'g':\n            REPAIRS[check](cpu)\n",
+        "the VMCS still breaks the rule",
+    ),
 ]
 
 

@@ -104,6 +104,11 @@ class Exit:
         return bool(self.read(_EXIT_REASON) & _ENTRY_FAILURE)
 
     @property
+    def check(self) -> str | None:
+        """Id of the rule that a failed VM entry broke, which no field of a VMCS tells."""
+        return self.information.check
+
+    @property
     def qualification(self) -> int:
         """Exit qualification."""
         return self.read(_EXIT_QUALIFICATION)
