@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vtx.course.lab import StudentError
 from vtx.errors import GuestFault
@@ -84,7 +84,7 @@ def _invented(lab: Lab, true: bool) -> _Cpu:
     return _Cpu("a CPU with TRUE MSRs" if true else "a CPU without TRUE MSRs", msrs)
 
 
-def _word_is_right(lab: Lab, control_word: Callable[..., int], cpu: _Cpu, group: str) -> bool:
+def _word_is_right(lab: Lab, control_word: Callable[..., Any], cpu: _Cpu, group: str) -> bool:
     """Compare one word, and say which of the four steps is missing."""
     must, may = cpu.masks(group)
     required = lab.random.getrandbits(32) & may
@@ -118,7 +118,7 @@ def _word_is_right(lab: Lab, control_word: Callable[..., int], cpu: _Cpu, group:
     return True
 
 
-def _refuses(lab: Lab, control_word: Callable[..., int], cpu: _Cpu) -> bool:
+def _refuses(lab: Lab, control_word: Callable[..., Any], cpu: _Cpu) -> bool:
     """Require something that the CPU does not have."""
     groups = [group for group in (*_MSRS, "proc2") if cpu.masks(group)[1] != 0xFFFF_FFFF]
     if not groups:
