@@ -35,6 +35,17 @@ MISTAKES: dict[str, list[tuple[str, str, str]]] = {
         ("        cpu.ept.protect(page, write=True)\n", "", "without permission to write"),
         ("dirty.clear()", "dirty = set()", "empty the set in place"),
     ],
+    "11": [
+        ("read(walk_ept(read, eptp, table", "read((table", "is guest-physical: EPT translates"),
+        (
+            "return walk_ept(read, eptp, entry & ADDRESS & ~offset | gva & offset)",
+            "return entry & ADDRESS & ~offset | gva & offset",
+            "EPT for the address itself",
+        ),
+        ("table = entry & ADDRESS", "table = entry", "keep bits 51:12"),
+        ("level == 1 or entry & PAGE_SIZE", "level == 1", "should read"),
+        ("return entry & ADDRESS & ~offset | gpa & offset", "return entry & ADDRESS", "offset"),
+    ],
 }
 CASES = [(lesson, *case) for lesson, cases in MISTAKES.items() for case in cases]
 
