@@ -42,7 +42,7 @@ def test_help_names_every_command_and_shows_its_docstring() -> None:
     text = stdout("--help")
     for command in ("replay", "compare", "profiles", "explain"):
         assert command in text
-        assert "--format {table,json,csv}" in stdout(command, "--help")
+        assert "--format {table,json,csv" in stdout(command, "--help")
     assert "perf kvm stat" in stdout("replay", "--help")
 
 

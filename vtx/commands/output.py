@@ -58,6 +58,8 @@ class Output:
         from pathlib import Path
 
         self.path = None if args.output in (None, "-") else Path(args.output)
+        if self.format == "html" and self.path is None and _is_terminal():
+            raise UsageError("a page of HTML is not for a terminal (-o FILE writes it to a file)")
         if self.force and self.path is None:
             raise UsageError("--force is for -o FILE")
         if self.path is not None:
@@ -122,6 +124,10 @@ class Output:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def _least_width(table: Table) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtx.commands.base import FAILED, FINE, Command
 from vtx.commands.handlers import blame_handlers, load_handlers
-from vtx.commands.output import Output, add_output_arguments
+from vtx.commands.output import FORMATS, Output, add_output_arguments
 from vtx.commands.progress import Progress
 from vtx.commands.traces import DEFAULT_PROFILE, add_trace_arguments, read_trace
 
@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
     from vtx.hypervisor.run import Run
+    from vtx.hypervisor.trace import Trace
+    from vtx.hypervisor.vmm import VmmLoop
     from vtx.lab.ledger import Category, Ledger
-    from vtx.lab.profile import Status
+    from vtx.lab.profile import Profile, Status
     from vtx.lab.table import Table
 
 __all__ = ["Replay"]
 
 SCHEMA = "vtx.replay/1"
+#: A page also shows other CPUs, if running the trace for each of them does not take long.
+_COMPARED_STEPS = 100_000
 
 
 class Replay(Command):
@@ -43,7 +47,7 @@ class Replay(Command):
             metavar="P",
             help=f"CPU profile, by name or YAML file (default: the trace's, or {DEFAULT_PROFILE})",
         )
-        add_output_arguments(parser)
+        add_output_arguments(parser, (*FORMATS, "html"))
 
     def run(self, args: argparse.Namespace) -> int:
         """Run the trace and print its exits."""
@@ -56,6 +60,8 @@ class Replay(Command):
         named = trace.header.profile or DEFAULT_PROFILE
         profile = load_profile(named if args.profile is None else args.profile)
         vmm = load_handlers(args.handlers)
+        if output.format == "html":
+            return _write_page(output, trace, profile, vmm, args.handlers)
         with Progress("running") as progress, blame_handlers(args.handlers):
             run = replay(trace, profile.shape, vmm=vmm, progress=progress.update)
         ledger = price(run, profile)
@@ -66,6 +72,32 @@ class Replay(Command):
         else:
             output.write_tables(_tables(run, ledger))
         return _verdict(run)
+
+
+def _write_page(
+    output: Output, trace: Trace, profile: Profile, vmm: VmmLoop | None, handlers: str | None
+) -> int:
+    """Run the trace, watched, and write a page of HTML."""
+    from vtx.hypervisor.replay import compare, replay
+    from vtx.lab.ledger import price
+    from vtx.profiles import names
+    from vtx.report.page import render
+    from vtx.report.replay_page import recorder_for, replay_page
+
+    recorder = recorder_for(profile)
+    with Progress("running") as progress, blame_handlers(handlers):
+        run = replay(trace, profile.shape, vmm=vmm, progress=progress.update, observer=recorder)
+    comparison = None
+    if run.steps <= _COMPARED_STEPS:
+        others = [name for name in names() if name != profile.id]
+        with Progress("comparing") as progress, blame_handlers(handlers):
+            comparison = compare(
+                run, [profile, *others], progress=lambda name, at, of: progress.update(at, of, name)
+            )
+    expectations = _expectations(run) if run.results else None
+    page = replay_page(run, price(run, profile), recorder, comparison, expectations)
+    output.write(render(page))
+    return _verdict(run)
 
 
 def _verdict(run: Run) -> int:

@@ -23,7 +23,7 @@ from vtx.nonroot.kernel import _MAX_SAME_FAULTS
 
 if TYPE_CHECKING:
     from vtx.cpu import Cpu, Machine
-    from vtx.hypervisor.vmm import VmmLoop
+    from vtx.hypervisor.vmm import Observer, VmmLoop
     from vtx.lab.compare import Comparison
     from vtx.lab.profile import Profile
 
@@ -55,6 +55,7 @@ def replay(
     *,
     vmm: VmmLoop | None = None,
     progress: Progress | None = None,
+    observer: Observer | None = None,
 ) -> Run:
     """Run a trace as a guest.
 
@@ -68,6 +69,8 @@ def replay(
         The VMM that handles the exits; :class:`vtx.Vmm` by default.
     progress : callable, optional
         Called now and then with the steps that are done and the steps there are.
+    observer : Observer, optional
+        Told of every VM exit and of the end.
 
     Returns
     -------
@@ -97,9 +100,16 @@ def replay(
     segments = trace.segments
     with make_machine(trace.header, shape) as machine:
         player = _Player(trace, machine, vmm if vmm is not None else Vmm(), progress)
-        player.play()
+        player.vmm.observer = observer
+        try:
+            player.play()
+        finally:
+            player.vmm.observer = None
         assert segments
-        return player.run(vmm)
+        run = player.run(vmm)
+        if observer is not None:
+            observer.finished(machine.cpus[0])
+        return run
 
 
 def _shape(profile: str | Shape | Profile) -> Shape:

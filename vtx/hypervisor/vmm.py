@@ -10,7 +10,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vtx.errors import EndOfTrace, InputError, UnhandledExit
 from vtx.facts.exits import ExitReason, find_exit_reason
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vtx.machine.image import GuestImage
     from vtx.machine.program import Program
 
-__all__ = ["PASS", "Guest", "Handler", "Vcpu", "VmmLoop", "on"]
+__all__ = ["PASS", "Guest", "Handler", "Observer", "Vcpu", "VmmLoop", "on"]
 
 #: A handler returns this to leave the exit to the default handler of its reason.
 PASS = object()
@@ -139,6 +139,19 @@ class Guest:
     vcpus: dict[int, Vcpu] = field(default_factory=dict)
 
 
+class Observer(Protocol):
+    """Looks on while a VMM runs its guest; what it does is not counted and changes nothing."""
+
+    def exit(self, cpu: Cpu, exit: Exit) -> None:
+        """See a VM exit before it is handled."""
+
+    def entry(self, cpu: Cpu) -> None:
+        """See what a handled exit left behind, just before VMRESUME."""
+
+    def finished(self, cpu: Cpu) -> None:
+        """See the logical processor 0 at the end of a replay, while its machine is still there."""
+
+
 class VmmLoop:
     """A VMM that finds the handler of each exit; the handlers are up to subclasses.
 
@@ -157,6 +170,8 @@ class VmmLoop:
         Why, where it did not simply end, and the id of the VM-entry check that failed.
     watch : callable or None
         Called every few hundred exits while the guest runs.
+    observer : Observer or None
+        Told of every exit and every entry that follows one.
     """
 
     #: Names of the methods that are handlers, by exit reason.
@@ -176,6 +191,7 @@ class VmmLoop:
         }
         self._handlers = dict(self._defaults)
         self.watch: Callable[[], None] | None = None
+        self.observer: Observer | None = None
         self.begin(Guest())
         self.add(*handlers)
 
@@ -294,13 +310,18 @@ class VmmLoop:
         EndOfTrace
             The guest's program has ended.
         """
+        observer = self.observer
         for count in itertools.count():
             if self.watch is not None and not count % _WATCH_EVERY:
                 self.watch()
+            if observer is not None:
+                observer.exit(cpu, exit)
             self.handle(cpu, exit)
             if self._stopped:
                 return
             self.before_entry(cpu)
+            if observer is not None:
+                observer.entry(cpu)
             exit = cpu.vmresume()
 
     def before_entry(self, cpu: Cpu) -> None:
