@@ -155,6 +155,26 @@ IMPOSSIBLE = {  # text after HEAD, line, words of the sentence
         4,
         "price 'vmread' has no status",
     ),
+    "half a range": (
+        f"prices:\n  vmread: {{cycles: 9, low: 8, {PRICE}}}\n",
+        4,
+        "has 'low' alone",
+    ),
+    "price below its range": (
+        f"prices:\n  vmread: {{cycles: 9, low: 10, high: 11, {PRICE}}}\n",
+        4,
+        "is 9, which is not within 10 to 11",
+    ),
+    "price above its range": (
+        f"prices:\n  vmread: {{cycles: 9, low: 7, high: 8, {PRICE}}}\n",
+        4,
+        "is 9, which is not within 7 to 8",
+    ),
+    "a range without a figure": (
+        "prices:\n  vmread: {cycles: null, low: 1, source: s}\n",
+        4,
+        "has a bound but no figure",
+    ),
     "price without source": (
         "prices:\n  vmread: {cycles: 1, status: measured}\n",
         4,

@@ -16,8 +16,8 @@ from vtx.errors import InputError
 if TYPE_CHECKING:
     from vtx.hypervisor.run import Run
     from vtx.hypervisor.trace import Trace
+    from vtx.lab.categories import Counted
     from vtx.lab.compare import Comparison
-    from vtx.lab.ledger import Counted
     from vtx.lab.profile import Profile
 
 __all__ = ["Compare"]

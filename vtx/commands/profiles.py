@@ -45,7 +45,7 @@ class Profiles(Command):
 
 
 def _write_list(output: Output, profiles: list[Profile]) -> None:
-    from vtx.lab.report import profiles_table
+    from vtx.lab.profile_tables import profiles_table
 
     if output.format == "json":
         entries = [_list_entry(profile) for profile in profiles]
@@ -93,7 +93,7 @@ def _write_one(output: Output, profile: Profile) -> None:
 def _tables(profile: Profile) -> list[Table]:
     from dataclasses import replace
 
-    from vtx.lab.report import prices_table, shape_table, tlb_table
+    from vtx.lab.profile_tables import prices_table, shape_table, tlb_table
 
     clock = profile.provenance["nominal_ghz"]
     title = (

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from vtx.hypervisor.run import Run
     from vtx.hypervisor.trace import Trace
     from vtx.hypervisor.vmm import VmmLoop
-    from vtx.lab.ledger import Category, Ledger
+    from vtx.lab.categories import Category
+    from vtx.lab.ledger import Ledger
     from vtx.lab.profile import Profile, Status
     from vtx.lab.table import Table
 
@@ -173,41 +174,47 @@ def _csv(ledger: Ledger) -> str:
     import csv
     import io
 
-    from vtx.lab.ledger import Category
+    from vtx.lab.categories import Category
     from vtx.lab.profile import Status
 
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     parts = [f"{part}_cycles" for part in (*Status, *(c.key for c in Category))]
-    writer.writerow(["exit_reason", "number", "samples", "cycles", "ns", *parts])
+    bounds = ["cycles_low", "cycles_high"]
+    writer.writerow(["exit_reason", "number", "samples", "cycles", "ns", *parts, *bounds])
     for row in ledger.rows:
         number = row.reason if row.reason >= 0 else ""
         cycles = {cell.category: cell.cycles for cell in row.cells}
-        figures = _csv_figures(ledger, cycles, row.by_status)
+        figures = _csv_figures(ledger, cycles, row.by_status, row.bounds)
         writer.writerow([row.name, number, row.samples, *figures])
     translation = {cell.category: cell.cycles for cell in ledger.translation}
-    figures = _csv_figures(ledger, translation, ledger.translation_by_status)
+    bounded = ledger.translation_by_status, ledger.translation_bounds
+    figures = _csv_figures(ledger, translation, *bounded)
     writer.writerow(["(guest translation)", "", "", *figures])
-    figures = _csv_figures(ledger, ledger.by_category, ledger.by_status)
+    figures = _csv_figures(ledger, ledger.by_category, ledger.by_status, ledger.bounds)
     writer.writerow(["total", "", ledger.samples, *figures])
     return out.getvalue()
 
 
 def _csv_figures(
-    ledger: Ledger, cycles: dict[Category, Fraction], by_status: dict[Status, Fraction]
+    ledger: Ledger,
+    cycles: dict[Category, Fraction],
+    by_status: dict[Status, Fraction],
+    bounds: tuple[Fraction, Fraction],
 ) -> list[object]:
-    """Return cycles, ns, cycles by status and by category; empty fields without prices."""
+    """Return cycles, ns, cycles by status and by category, bounds; empty fields without prices."""
     from fractions import Fraction
 
-    from vtx.lab.ledger import Category
+    from vtx.lab.categories import Category
     from vtx.lab.profile import plain_number
 
     if not ledger.priced:
-        return [""] * (2 + len(by_status) + len(Category))
+        return [""] * (4 + len(by_status) + len(Category))
     total = sum(cycles.values(), start=Fraction(0))
     return [
         plain_number(total),
         float(ledger.profile.ns(total)),
         *(plain_number(value) for value in by_status.values()),
         *(plain_number(cycles[c]) if c in cycles else "" for c in Category),
+        *map(plain_number, bounds),
     ]

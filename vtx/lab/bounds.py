@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vtx.lab.profile import Profile, Status
+from vtx.lab.profile import UNCERTAINTY, Profile
 
 __all__ = ["UNCERTAINTY", "Bounds", "price_ns"]
-
-#: A price may be off by this part of itself. Runs of one microbenchmark on parts of one generation
-#: differ by about a tenth; ratios carried over from other CPUs by much more.
-UNCERTAINTY = {Status.MEASURED: 0.10, Status.DERIVED: 0.25, Status.ESTIMATED: 0.50}
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ NOTHING = Bounds(0.0, 0.0, 0.0)
 def price_ns(profile: Profile, name: str) -> Bounds | None:
     """Return a price in nanoseconds at the nominal clock; None if the profile has none."""
     price = profile.prices[name]
-    if price.cycles is None or price.status is None:
+    if price.cycles is None:
         return None
-    ns, off = float(profile.ns(price.cycles)), UNCERTAINTY[price.status]
-    return Bounds(ns * (1 - off), ns, ns * (1 + off))
+    low, high = price.bounds
+    return Bounds(*(float(profile.ns(cycles)) for cycles in (low, price.cycles, high)))

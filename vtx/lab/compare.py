@@ -11,7 +11,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vtx.errors import InputError, NotSupported, UnknownName, VtxError
-from vtx.lab.ledger import Category, Counted, Ledger, price
+from vtx.lab.categories import Category, Counted
+from vtx.lab.ledger import Ledger, price
 from vtx.lab.profile import Profile, Status, load_profile, plain_number
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ class Comparison:
         shares = [f"{status.value}_share" for status in Status]
         categories = [f"{category.key}_cycles" for category in Category]
         head = ["profile", "state", "why", "exits", "cycles", "ns", "relative_time"]
-        writer.writerow([*head, *shares, *categories])
+        bounds = ["cycles_low", "cycles_high", "ns_low", "ns_high"]
+        writer.writerow([*head, *shares, *categories, *bounds])
         for outcome in self.outcomes:
             writer.writerow(_csv_row(outcome, base))
         return out.getvalue()
@@ -153,10 +155,14 @@ class Comparison:
 def _csv_row(outcome: Outcome, base: Outcome | None) -> list[object]:
     start: list[object] = [outcome.profile.id, outcome.state.value, outcome.why]
     if outcome.state is not State.PRICED:
-        return [*start, *[""] * (4 + len(Status) + len(Category))]
+        return [*start, *[""] * (8 + len(Status) + len(Category))]
     ledger = outcome.ledger
     relative = float(ledger.ns / base.ledger.ns) if base and base.ledger.ns else ""
-    cycles = [plain_number(value) for value in ledger.by_category.values()]
+    missing = ledger.unpriced_categories()
+    cycles = [
+        "" if category in missing else plain_number(value)
+        for category, value in ledger.by_category.items()
+    ]
     return [
         *start,
         ledger.samples,
@@ -165,6 +171,8 @@ def _csv_row(outcome: Outcome, base: Outcome | None) -> list[object]:
         relative,
         *(ledger.share(status) for status in Status),
         *cycles,
+        *map(plain_number, ledger.bounds),
+        *map(float, ledger.ns_bounds),
     ]
 
 

@@ -55,7 +55,7 @@ class ExitComparison:
         recording = self.recording
         inside, source = recording.inside_ns, recording.source
         where = f"on {source.id}" if source else "on a CPU that is not known (--recorded-on)"
-        parts = ", ".join(f"{status.value} {off:.0%}" for status, off in UNCERTAINTY.items())
+        parts = ", ".join(f"{status.value} {float(off):.0%}" for status, off in UNCERTAINTY.items())
         found = [
             "Software: the time from exit to entry as measured, less the VMREADs that the trace "
             f"proves ({recording.reads} of each exit, {inside.value:.0f} ns, {inside.low:.0f} to "
@@ -63,7 +63,8 @@ class ExitComparison:
             "Hardware: round trip, VMREADs and fault extra of the profile at its nominal clock; "
             "the tracepoints lie between exit and entry, so the transitions are not in the "
             "measured time.",
-            f"low and high: prices may be off by their provenance ({parts}).",
+            "low and high: the range that the source of a price gives, or else what its provenance "
+            f"allows ({parts}).",
         ]
         if recording.report.total.times is None:
             found.append("The trace has no durations: the software part is not known.")
@@ -98,7 +99,7 @@ class ExitComparison:
             "samples_clamped": recording.clamped,
             "vmreads_per_exit": recording.reads,
             "idle_ns": recording.idle_ns,
-            "uncertainty": {status.value: off for status, off in UNCERTAINTY.items()},
+            "uncertainty": {status.value: float(off) for status, off in UNCERTAINTY.items()},
             "notes": self.notes(),
             "profiles": [self._outcome_dict(outcome) for outcome in self.outcomes],
             "what_if": [

@@ -1,21 +1,27 @@
 """What a run cost on a CPU: counts of events times prices, per exit reason and category.
 
-Guest execution and the software of exit handlers are not priced, and the ledger says so: it holds
-what the CPU's virtualization hardware takes. All sums are exact, so the categories of a row add
-up to the row, and the rows and the guest's translation to the total.
+The ledger holds what the CPU's virtualization hardware takes. For guest execution and the software
+of exit handlers no profile of vtx has a price: they are counted and named, and are in the total
+only under a profile that prices them. All sums are exact, so the categories of a row add up to the
+row, and the rows and the guest's translation to the total; bounds are sums in the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 from vtx.facts.exits import ExitReason, kvm_name
+from vtx.lab.categories import EVENTS, NEVER_PRICED, TRANSLATION, Category, Counted, Counts
 from vtx.lab.profile import Price, Profile, Status, plain_number
 from vtx.machine.events import GUEST, Event
+
+#: Cycles, low and high.
+Span = tuple[Fraction, Fraction]
+#: Prices and how often each was paid: what a sum rests on.
+Foundations = Iterable[tuple[Price, int]]
 
 __all__ = [
     "Category",
@@ -27,83 +33,8 @@ __all__ = [
     "Unpriced",
     "price",
     "reason_name",
+    "share",
 ]
-
-
-class Category(StrEnum):
-    """Where cycles go."""
-
-    STLB_HITS = "second-level TLB hits"
-    WALK_FIXED = "page walks, fixed part"
-    GUEST_REFERENCES = "page walks, guest dimension"
-    EPT_REFERENCES = "page walks, EPT dimension"
-    EXIT = "exit transition"
-    FAULT = "fault extra"
-    VMREAD = "VMREAD"
-    VMWRITE = "VMWRITE"
-    INVALIDATION = "INVEPTs and INVVPIDs"
-    VMX_INSTRUCTION = "other VMX instructions"
-    INJECTION = "event injections"
-    ENTRY = "entry transition"
-
-    @property
-    def key(self) -> str:
-        """Name in JSON and CSV."""
-        return self._name_.lower()
-
-
-#: Which event of the log is priced how.
-_EVENTS: tuple[tuple[Category, Event, str], ...] = (
-    (Category.EXIT, Event.VM_EXIT, "exit"),
-    (Category.FAULT, Event.FAULT_EXIT, "fault_exit_extra"),
-    (Category.VMREAD, Event.VMREAD, "vmread"),
-    (Category.VMWRITE, Event.VMWRITE, "vmwrite"),
-    (Category.INVALIDATION, Event.INVALIDATION, "invalidation"),
-    (Category.VMX_INSTRUCTION, Event.VMX_INSTRUCTION, "vmx_instruction"),
-    (Category.INJECTION, Event.INJECTION, "injection"),
-    (Category.ENTRY, Event.VM_ENTRY, "entry"),
-)
-
-
-def _levels(counter: str) -> tuple[str, ...]:
-    """Return the keys of a counter that is kept for each level of the paging structures."""
-    return tuple(f"{counter}_level{level}" for level in range(1, 6))
-
-
-#: The same of the translation counters; the counters of one tuple are added up.
-_TRANSLATION: tuple[tuple[Category, tuple[str, ...], str], ...] = (
-    (Category.STLB_HITS, ("l2i_hits", "l2d_hits"), "stlb_hit"),
-    (Category.WALK_FIXED, ("walks", "walks_stopped"), "walk.fixed"),
-    (Category.GUEST_REFERENCES, _levels("guest_references"), "walk.reference"),
-    (Category.EPT_REFERENCES, _levels("ept_references"), "walk.reference"),
-)
-#: Events for which no profile has a price.
-_NEVER_PRICED: tuple[tuple[Event, str], ...] = (
-    (Event.GUEST_INSTRUCTION, "guest instructions that did not exit"),
-    (Event.DELIVERY, "events delivered through the guest's IDT"),
-    (Event.ENTRY_FAILURE, "VM entries that failed while loading guest state"),
-    (Event.VMFAIL, "VMX instructions that ended in VMfail"),
-)
-
-
-class Counts(Protocol):
-    """Counts of events, as a :class:`vtx.machine.events.EventLog` keeps them."""
-
-    @property
-    def counts(self) -> Mapping[int, Sequence[int]]:
-        """Events by exit reason, indexed by :class:`vtx.machine.events.Event`."""
-
-
-class Counted(Protocol):
-    """What of a run the lab looks at."""
-
-    @property
-    def events(self) -> Counts:
-        """What happened, by exit reason."""
-
-    @property
-    def translation(self) -> Mapping[str, int]:
-        """Counters of the translation unit, as in :meth:`vtx.machine.mmu.Mmu.counters`."""
 
 
 def reason_name(reason: int) -> str:
@@ -140,14 +71,21 @@ class Cell:
         return Fraction(0) if self.price.cycles is None else self.count * self.price.cycles
 
     @property
+    def bounds(self) -> Span:
+        """Low and high of :attr:`cycles`."""
+        return _bounds([(self.price, self.count)])
+
+    @property
     def unpriced(self) -> bool:
         """Whether events happened for which there is no figure."""
         return self.count > 0 and not self.price.known
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        cycles = None if self.unpriced else plain_number(self.cycles)
-        return {"count": self.count, "cycles": cycles, "status": self.price.status}
+        if self.unpriced:
+            return {"count": self.count, "cycles": None, "status": None}
+        figures = _figures(self.cycles, self.bounds)
+        return {"count": self.count, **figures, "status": self.price.status}
 
 
 @dataclass(frozen=True)
@@ -186,8 +124,17 @@ class Row:
         """Cycles by how well they are founded; they add up to :attr:`cycles`."""
         return self.founded(Category)
 
+    @property
+    def bounds(self) -> Span:
+        """Low and high of :attr:`cycles`."""
+        return _bounds(self.foundations(Category))
+
     def founded(self, categories: Iterable[Category]) -> dict[Status, Fraction]:
-        """Return the cycles of some categories by how well they are founded.
+        """Return the cycles of some categories by how well they are founded."""
+        return _by_status(self.foundations(categories))
+
+    def foundations(self, categories: Iterable[Category]) -> list[tuple[Price, int]]:
+        """Return the prices that some categories rest on, and how often each was paid.
 
         An exit and an entry together rest on the round trip, which is often measured where its
         split into exit and entry is an estimate.
@@ -200,7 +147,7 @@ class Row:
         for category, cell in cells.items():
             paired = pairs if category in (Category.EXIT, Category.ENTRY) else 0
             founded.append((cell.price, cell.count - paired))
-        return _by_status(founded)
+        return founded
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; `cycles` leaves out what has no figure."""
@@ -208,12 +155,38 @@ class Row:
             "reason": None if self.reason == GUEST else self.reason,
             "name": self.name,
             "samples": self.samples,
-            "cycles": plain_number(self.cycles) if self.round_trip.known else None,
+            **self._figures(),
             "categories": {cell.category.key: cell.as_dict() for cell in self.cells if cell.count},
         }
 
+    def _figures(self) -> dict[str, Any]:
+        if not self.round_trip.known:
+            return {"cycles": None}
+        rests_on = {status.value: share(self.by_status, status) for status in Status}
+        return {**_figures(self.cycles, self.bounds), "rests_on": rests_on}
 
-def _by_status(founded: Iterable[tuple[Price, int]]) -> dict[Status, Fraction]:
+
+def share(by_status: Mapping[Status, Fraction], status: Status) -> float:
+    """Return the part of cycles that rests on `status`, from 0 to 1; 0 if there are none."""
+    total = sum(by_status.values(), Fraction(0))
+    return float(by_status[status] / total) if total else 0.0
+
+
+def _figures(cycles: Fraction, bounds: Span) -> dict[str, Any]:
+    low, high = map(plain_number, bounds)
+    return {"cycles": plain_number(cycles), "cycles_low": low, "cycles_high": high}
+
+
+def _bounds(founded: Foundations) -> Span:
+    low = high = Fraction(0)
+    for price_, count in founded:
+        least, most = price_.bounds
+        low += count * least
+        high += count * most
+    return low, high
+
+
+def _by_status(founded: Foundations) -> dict[Status, Fraction]:
     result = dict.fromkeys(Status, Fraction(0))
     for price_, count in founded:
         if price_.cycles is not None and price_.status is not None:
@@ -262,6 +235,11 @@ class Ledger:
         return self.profile.has_prices
 
     @property
+    def unpriced_software(self) -> list[str]:
+        """Names of the prices of software that the profile does not have."""
+        return [n for n in ("guest_instruction", "handler") if not self.profile.prices[n].known]
+
+    @property
     def samples(self) -> int:
         """VM exits in all."""
         return sum(row.samples for row in self.rows)
@@ -275,6 +253,23 @@ class Ledger:
     def translation_by_status(self) -> dict[Status, Fraction]:
         """Cycles of the guest's translations by how well they are founded."""
         return _by_status((cell.price, cell.count) for cell in self.translation)
+
+    @property
+    def translation_bounds(self) -> Span:
+        """Low and high of :attr:`translation_cycles`."""
+        return _bounds((cell.price, cell.count) for cell in self.translation)
+
+    @property
+    def bounds(self) -> Span:
+        """Low and high of :attr:`cycles`."""
+        spans = [self.translation_bounds, *(row.bounds for row in self.rows)]
+        return sum((low for low, _ in spans), Fraction(0)), sum((s[1] for s in spans), Fraction(0))
+
+    @property
+    def ns_bounds(self) -> Span:
+        """Low and high of :attr:`ns`."""
+        low, high = self.bounds
+        return self.profile.ns(low), self.profile.ns(high)
 
     @property
     def cycles(self) -> Fraction:
@@ -305,7 +300,11 @@ class Ledger:
 
     def share(self, status: Status) -> float:
         """Return the part of the total that rests on `status`, from 0 to 1."""
-        return float(self.by_status[status] / self.cycles) if self.cycles else 0.0
+        return share(self.by_status, status)
+
+    def unpriced_categories(self) -> set[Category]:
+        """Return the categories of which something happened that has no price."""
+        return {cell.category for cell in self._cells() if cell.unpriced}
 
     def _cells(self) -> Iterator[Cell]:
         yield from self.translation
@@ -317,15 +316,21 @@ class Ledger:
         if not self.priced:
             why = self.profile.prices["round_trip"].source
             return {"priced": False, "why": why, "rows": [row.as_dict() for row in self.rows]}
+        missing = self.unpriced_categories()
+        low, high = self.ns_bounds
+        rows = [{**row.as_dict(), "ns": float(self.profile.ns(row.cycles))} for row in self.rows]
         return {
             "priced": True,
-            "cycles": plain_number(self.cycles),
+            **_figures(self.cycles, self.bounds),
             "ns": float(self.ns),
+            "ns_low": float(low),
+            "ns_high": float(high),
             "rests_on": {status.value: self.share(status) for status in Status},
             "by_category": {
-                category.key: plain_number(cycles) for category, cycles in self.by_category.items()
+                category.key: None if category in missing else plain_number(cycles)
+                for category, cycles in self.by_category.items()
             },
-            "rows": [row.as_dict() for row in self.rows],
+            "rows": rows,
             "translation": {cell.category.key: cell.as_dict() for cell in self.translation},
             "unpriced": [entry.as_dict() for entry in self.unpriced],
         }
@@ -349,14 +354,14 @@ def price(run: Counted, profile: Profile) -> Ledger:
         Cell(
             category, sum(_counter(run.translation, name) for name in counters), profile.prices[key]
         )
-        for category, counters, key in _TRANSLATION
+        for category, counters, key in TRANSLATION
     )
     return Ledger(profile, tuple(rows), translation, tuple(_unpriced(run, rows, translation)))
 
 
 def _row(reason: int, counts: Sequence[int], profile: Profile) -> Row:
     cells = tuple(
-        Cell(category, counts[event], profile.prices[key]) for category, event, key in _EVENTS
+        Cell(category, counts[event], profile.prices[key]) for category, event, key in EVENTS
     )
     samples = counts[Event.VM_EXIT] + counts[Event.ENTRY_FAILURE]
     return Row(reason, samples, cells, profile.prices["round_trip"])
@@ -377,7 +382,7 @@ def _unpriced(
             prices[cell.category] = cell.price
     for category, count in counts.items():
         yield Unpriced(category.value, count, prices[category].source)
-    for event, what in _NEVER_PRICED:
+    for event, what in NEVER_PRICED:
         count = sum(row[event] for row in run.events.counts.values())
         if count:
             yield Unpriced(what, count, "no published figure is known")

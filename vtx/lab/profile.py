@@ -16,7 +16,15 @@ from vtx.machine.shape import Shape
 from vtx.profiles import load_raw, names
 from vtx.profiles.schema import OPTIONAL_PRICES
 
-__all__ = ["Price", "Profile", "Status", "load_profile", "load_profiles", "plain_number"]
+__all__ = [
+    "UNCERTAINTY",
+    "Price",
+    "Profile",
+    "Status",
+    "load_profile",
+    "load_profiles",
+    "plain_number",
+]
 
 #: Prices that a profile need not have; without one the event is counted and not priced.
 _NO_FIGURE = "no published figure is known"
@@ -31,6 +39,16 @@ class Status(StrEnum):
     """Computed from measurements (a difference, a median)."""
     ESTIMATED = "estimated"
     """Assumed, for a reason that the profile gives."""
+
+
+#: A price whose source gives no range may be off by this part of itself. Runs of one
+#: microbenchmark on parts of one generation differ by about a tenth; ratios carried over from
+#: other CPUs by much more.
+UNCERTAINTY = {
+    Status.MEASURED: Fraction(1, 10),
+    Status.DERIVED: Fraction(1, 4),
+    Status.ESTIMATED: Fraction(1, 2),
+}
 
 
 def plain_number(value: Fraction) -> int | float:
@@ -52,22 +70,42 @@ class Price:
         None if there is no data.
     source : str
         Where the figure comes from; for an estimate, its reason.
+    span : tuple of Fraction, optional
+        Low and high, if the source gives them.
     """
 
     name: str
     cycles: Fraction | None
     status: Status | None
     source: str
+    span: tuple[Fraction, Fraction] | None = None
 
     @property
     def known(self) -> bool:
         """Whether there is a figure."""
         return self.cycles is not None
 
+    @property
+    def bounds(self) -> tuple[Fraction, Fraction]:
+        """Low and high: those of the source, or what :data:`UNCERTAINTY` makes of the status.
+
+        Both are 0 where there is no figure.
+        """
+        if self.span is not None:
+            return self.span
+        if self.cycles is None or self.status is None:
+            return Fraction(0), Fraction(0)
+        off = self.cycles * UNCERTAINTY[self.status]
+        return self.cycles - off, self.cycles + off
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        cycles = None if self.cycles is None else plain_number(self.cycles)
-        return {"cycles": cycles, "status": self.status, "source": self.source}
+        if self.cycles is None:
+            return {"cycles": None, "status": self.status, "source": self.source}
+        low, high = map(plain_number, self.bounds)
+        cycles = plain_number(self.cycles)
+        figures = {"cycles": cycles, "low": low, "high": high}
+        return {**figures, "status": self.status, "source": self.source}
 
 
 @dataclass(frozen=True)
@@ -210,7 +248,11 @@ def _price(name: str, entry: Mapping[str, Any]) -> Price:
     if entry["cycles"] is None:
         return Price(name, None, None, entry["source"])
     # A figure written 0.1 is one tenth, exactly: sums over the ledger must not drift.
-    return Price(name, Fraction(str(entry["cycles"])), Status(entry["status"]), entry["source"])
+    cycles, status = Fraction(str(entry["cycles"])), Status(entry["status"])
+    span = None
+    if "low" in entry:
+        span = Fraction(str(entry["low"])), Fraction(str(entry["high"]))
+    return Price(name, cycles, status, entry["source"], span)
 
 
 def load_profile(name: str) -> Profile:

@@ -1,23 +1,20 @@
-"""Ledgers, comparisons and profiles as tables, every estimate marked as one."""
+"""Ledgers and comparisons as tables, every estimate marked as one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+from vtx.lab.categories import SOFTWARE, Category
 from vtx.lab.compare import Comparison, Outcome
-from vtx.lab.ledger import Category, Cell, Ledger, Row
-from vtx.lab.profile import Price, Profile, Status
+from vtx.lab.ledger import Cell, Ledger, Row, share
+from vtx.lab.profile import Price, Status
 from vtx.lab.table import Column, Table
 
 __all__ = [
     "comparison_table",
     "exit_table",
-    "prices_table",
-    "profiles_table",
-    "shape_table",
     "summary_table",
-    "tlb_table",
     "translation_table",
 ]
 
@@ -26,6 +23,13 @@ NO_DATA = "no data"
 _LEGEND = (
     f"{ESTIMATE_MARK} rests on an estimate at least in part; 'vtx profiles NAME' says on which"
 )
+
+
+_BOUNDS = (
+    "low, high: time us within the ranges of the prices' sources, or else what their provenance "
+    "allows"
+)
+_SHARES = "m/d/e: shares of the cycles that rest on measured, derived and estimated prices"
 
 
 def counted(count: int, what: str) -> str:
@@ -67,9 +71,33 @@ def rests_on(ledger: Ledger) -> str:
 
 def unpriced_text(ledger: Ledger) -> list[str]:
     """Return what the total does not hold, one sentence a line."""
-    missing = ["Not in the total: the guest's own instructions, and the software of exit handlers."]
-    missing += [f"Not in the total: {u.count:,} {u.what} ({u.why})." for u in ledger.unpriced]
+    missing = [f"Not in the total: {software}." for software in software_text([ledger])]
+    missing += [
+        f"Not in the total: {u.count:,} {u.what} ({u.why})."
+        for u in ledger.unpriced
+        if u.what not in SOFTWARE
+    ]
     return missing
+
+
+def software_text(ledgers: Sequence[Ledger]) -> list[str]:
+    """Return whose software the totals do not hold, as one text; nothing if all is priced."""
+    without = {name for ledger in ledgers for name in ledger.unpriced_software}
+    guest, handlers = "the guest's own instructions", "the software of exit handlers"
+    texts = {"guest_instruction": guest, "handler": handlers}
+    found = [text for name, text in texts.items() if name in without]
+    return [", and ".join(found)] if found else []
+
+
+def shares_text(by_status: Mapping[Status, Fraction]) -> str:
+    """Return the percentages that rest on measured, derived and estimated prices: 64/0/36."""
+    if not any(by_status.values()):
+        return "-"
+    return "/".join(f"{share(by_status, status):.0%}".removesuffix("%") for status in Status)
+
+
+def _bound_cells(ledger: Ledger, bounds: tuple[Fraction, Fraction]) -> list[str]:
+    return [_microseconds(ledger.profile.ns(cycles), False) for cycles in bounds]
 
 
 # ---- One run on one CPU -----------------------------------------------------------------------
@@ -80,6 +108,9 @@ _EXIT_COLUMNS = (
     Column("samples %", True),
     Column("cycles", True),
     Column("time us", True),
+    Column("low", True),
+    Column("high", True),
+    Column("m/d/e %", True),
     Column("time %", True),
     Column("avg cycles", True),
     Column("transitions", True),
@@ -98,7 +129,7 @@ def exit_table(ledger: Ledger, title: str) -> Table:
     rows = [_exit_cells(ledger, row) for row in ledger.rows]
     rows.append(_whole_cells(ledger, "(guest translation)", ledger.translation_cycles, None))
     rows.append(_whole_cells(ledger, "total", ledger.cycles, ledger.samples))
-    remarks = [_LEGEND, rests_on(ledger), *unpriced_text(ledger)]
+    remarks = [_LEGEND, _BOUNDS, _SHARES, rests_on(ledger), *unpriced_text(ledger)]
     return Table(title, _EXIT_COLUMNS, rows, remarks)
 
 
@@ -107,13 +138,16 @@ def _exit_cells(ledger: Ledger, row: Row) -> list[str]:
     average = "-"
     if row.samples:
         average = cycles_text(Fraction(round(row.cycles / row.samples)), estimated)
-    other = [category for category in Category if category not in _SHOWN]
+    software = () if not ledger.unpriced_software else SOFTWARE
+    other = [category for category in Category if category not in (*_SHOWN, *software)]
     return [
         row.name,
         f"{row.samples:,}",
         _percent(row.samples, ledger.samples),
         cycles_text(row.cycles, estimated),
         _microseconds(ledger.profile.ns(row.cycles), estimated),
+        *_bound_cells(ledger, row.bounds),
+        shares_text(row.by_status),
         _percent(row.cycles, ledger.cycles),
         average,
         _rows_text([row], _TRANSITIONS),
@@ -145,13 +179,17 @@ def _translation_estimated(ledger: Ledger) -> bool:
 
 def _whole_cells(ledger: Ledger, name: str, cycles: Fraction, samples: int | None) -> list[str]:
     whole = samples is not None
-    estimated = _estimated(ledger.by_status) if whole else _translation_estimated(ledger)
+    by_status = ledger.by_status if whole else ledger.translation_by_status
+    bounds = ledger.bounds if whole else ledger.translation_bounds
+    estimated = _estimated(by_status)
     return [
         name,
         "-" if samples is None else f"{samples:,}",
         "-" if samples is None else _percent(samples, samples),
         cycles_text(cycles, estimated),
         _microseconds(ledger.profile.ns(cycles), estimated),
+        *_bound_cells(ledger, bounds),
+        shares_text(by_status),
         _percent(cycles, ledger.cycles),
         *["-"] * 5,
     ]
@@ -187,7 +225,8 @@ _TRANSLATION_EVENTS = (
 
 def translation_table(ledger: Ledger) -> Table:
     """Return what the guest's translations cost."""
-    columns = (Column("guest translation"), *(Column(h, True) for h in ("count", "each", "cycles")))
+    headings = ("count", "each", "cycles", "low", "high")
+    columns = (Column("guest translation"), *(Column(h, True) for h in headings))
     rows = [
         [
             cell.category.value,
@@ -198,6 +237,7 @@ def translation_table(ledger: Ledger) -> Table:
             else cycles_text(
                 cell.cycles, bool(cell.count) and cell.price.status is Status.ESTIMATED
             ),
+            *(NO_DATA if cell.unpriced else cycles_text(bound) for bound in cell.bounds),
         ]
         for cell in ledger.translation
     ]
@@ -227,6 +267,8 @@ _COMPARE_COLUMNS = (
     Column("exits", True),
     Column("cycles", True),
     Column("time us", True),
+    Column("low", True),
+    Column("high", True),
     Column("relative", True),
     Column("transitions", True),
     Column("VMREAD+VMWRITE", True),
@@ -241,14 +283,13 @@ def comparison_table(comparison: Comparison, baseline: str | None = None) -> Tab
     """Return what a run costs on each CPU, against the time on `baseline` if one is given."""
     base = comparison.baseline(baseline)
     rows = [_outcome_cells(outcome, base) for outcome in comparison.outcomes]
-    remarks = [_LEGEND] if comparison.priced else []
+    remarks = [_LEGEND, _BOUNDS] if comparison.priced else []
     if base is not None:
         remarks.append(f"relative: time at the nominal clock over that of {base.profile.id}")
     if comparison.priced:
         remarks.append("measured, derived, estimated: what the total rests on")
-        remarks.append(
-            "Not in the totals: the guest's own instructions, and the software of exit handlers."
-        )
+        software = software_text([outcome.ledger for outcome in comparison.priced])
+        remarks += [f"Not in the totals: {text}." for text in software]
     remarks += [f"{o.profile.id}: {o.why}" for o in comparison.outcomes if o.why]
     remarks += _unpriced_anywhere(comparison)
     return Table(comparison.title, _COMPARE_COLUMNS, rows, remarks)
@@ -259,6 +300,8 @@ def _unpriced_anywhere(comparison: Comparison) -> list[str]:
     profiles: dict[str, list[str]] = {}
     for outcome in comparison.priced:
         for entry in outcome.ledger.unpriced:
+            if entry.what in SOFTWARE:
+                continue
             line = f"{entry.count:,} {entry.what} ({entry.why})"
             profiles.setdefault(line, []).append(outcome.profile.id)
     everywhere = len(comparison.priced)
@@ -270,7 +313,7 @@ def _unpriced_anywhere(comparison: Comparison) -> list[str]:
 
 def _outcome_cells(outcome: Outcome, base: Outcome | None) -> list[str]:
     if outcome.why:
-        return [outcome.profile.id, "-", outcome.state.value, *["-"] * 8]
+        return [outcome.profile.id, "-", outcome.state.value, *["-"] * 10]
     ledger = outcome.ledger
     estimated = _estimated(ledger.by_status)
     relative = "-"
@@ -281,117 +324,10 @@ def _outcome_cells(outcome: Outcome, base: Outcome | None) -> list[str]:
         f"{ledger.samples:,}",
         cycles_text(ledger.cycles, estimated),
         _microseconds(ledger.ns, estimated),
+        *_bound_cells(ledger, ledger.bounds),
         relative,
         _rows_text(ledger.rows, _TRANSITIONS),
         _rows_text(ledger.rows, (Category.VMREAD, Category.VMWRITE)),
         _cells_text(ledger.translation, _translation_estimated(ledger)),
         *(f"{ledger.share(status):.0%}" for status in Status),
     ]
-
-
-# ---- Profiles ---------------------------------------------------------------------------------
-
-_PROFILE_PRICES = ("round_trip", "entry", "exit", "vmread", "vmwrite", "fault_exit_extra")
-
-
-def profiles_table(profiles: Sequence[Profile]) -> Table:
-    """Return one line for each profile: clock, what it can do, what its transitions cost."""
-    columns = (
-        Column("profile"),
-        Column("CPU"),
-        Column("GHz", True),
-        Column("EPT"),
-        Column("VPID"),
-        *(Column(name, True) for name in _PROFILE_PRICES),
-    )
-    rows = [
-        [
-            profile.id,
-            profile.name,
-            f"{profile.nominal_ghz:g}",
-            "yes" if profile.shape.has_ept else "no",
-            "yes" if profile.shape.has_vpid else "no",
-            *(price_text(profile.prices[name]) for name in _PROFILE_PRICES),
-        ]
-        for profile in profiles
-    ]
-    remarks = (
-        f"Prices in cycles; {ESTIMATE_MARK} is an estimate, the others are measured or derived.",
-        "'vtx profiles NAME' gives status and source of every figure.",
-    )
-    return Table("", columns, rows, remarks)
-
-
-def prices_table(profile: Profile) -> Table:
-    """Return the prices of one profile with their provenance."""
-    columns = (Column("price"), Column("cycles", True), Column("status"), Column("source"))
-    rows = [
-        [name, price_text(price), price.status.value if price.status else "-", price.source]
-        for name, price in profile.prices.items()
-    ]
-    return Table("", columns, rows)
-
-
-def tlb_table(profile: Profile) -> Table:
-    """Return the TLB arrays and paging-structure caches of one profile with their provenance."""
-    tlb, origin = profile.shape.tlb, profile.provenance["tlb"]
-    columns = (
-        Column("translation cache"),
-        Column("pages"),
-        Column("entries", True),
-        Column("ways", True),
-        Column("status"),
-        Column("source"),
-    )
-    notes = _Footnotes()
-    rows = [
-        [
-            f"L{array.level} {array.kind}",
-            ", ".join(array.pages),
-            str(array.entries),
-            str(array.ways),
-            *notes.cells(source),
-        ]
-        for array, source in zip(tlb.arrays, origin["arrays"], strict=True)
-    ]
-    caches = notes.cells(origin["paging_structure_caches"])
-    for name in ("pml5", "pml4", "pdpt", "pd"):
-        rows.append([f"{name} cache", "-", str(getattr(tlb, name)), "-", *caches])
-    nested = notes.cells(origin["guest_physical"])
-    rows.append(["guest-physical TLB", "-", str(tlb.guest_physical), "-", *nested])
-    remarks = (f"Note: {origin['note']}.",) if origin["note"] else ()
-    return Table("", columns, rows, (*notes.lines, *remarks))
-
-
-def shape_table(profile: Profile) -> Table:
-    """Return capability MSRs, widths and features of one profile with their provenance."""
-    origin = profile.provenance
-    columns = (Column("shape"), Column("value"), Column("status"), Column("source"))
-    notes = _Footnotes()
-    rows = [
-        [name, f"{value:#018x}", *notes.cells(origin["capability_msrs"][name])]
-        for name, value in profile.msrs_by_name().items()
-    ]
-    widths = notes.cells(origin["address_widths"])
-    rows.append(["MAXPHYADDR", str(profile.shape.maxphyaddr), *widths])
-    rows.append(["linear address bits", str(profile.shape.linear_bits), *widths])
-    features = notes.cells(origin["features"])
-    rows += [[f"feature {name}", "yes", *features] for name in sorted(profile.shape.features)]
-    return Table("", columns, rows, notes.lines)
-
-
-class _Footnotes:
-    """Numbers for sources that many rows share, and the lines that spell them out."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-
-    def cells(self, origin: Mapping[str, str]) -> tuple[str, str]:
-        """Return the cells for status and source."""
-        number = self._numbers.setdefault(origin["source"], len(self._numbers) + 1)
-        return origin["status"], f"[{number}]"
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """The sources, in the order of their numbers."""
-        return tuple(f"[{number}] {source}" for source, number in self._numbers.items())

@@ -35,7 +35,9 @@ SHAPE_STATUSES = ("reported", *PRICE_STATUSES)
 PRICES = ("round_trip", "entry", "exit", "vmread", "vmwrite", "fault_exit_extra", "stlb_hit")
 WALK_PRICES = ("fixed", "reference")
 #: Prices for which no published figure is known; a profile may give its own.
-OPTIONAL_PRICES = ("injection", "invalidation", "vmx_instruction")
+OPTIONAL_PRICES = (
+    "injection", "delivery", "invalidation", "vmx_instruction", "handler", "guest_instruction",
+)  # fmt: skip
 
 #: CPUID features that a shape may name.
 FEATURES = (
@@ -308,13 +310,33 @@ def _prices(item: Item) -> Iterator[tuple[str, Part]]:
 def _price(name: str, item: Item) -> dict[str, Any]:
     """Return a price; ``cycles: null`` means that there is no data, and needs no status."""
     what = f"price {name!r}"
-    entries = item.mapping(what, ("cycles", "status", "source"))
+    entries = item.mapping(what, ("cycles", "low", "high", "status", "source"))
     cycles = _required(what, item, "cycles")
     if cycles.value is None:
         if "status" in entries:
             raise entries["status"].error(f"{what} has a status but no figure")
         if "source" not in entries:
             raise item.error(f"{what} has no source", hint="say why there is no figure")
+        for bound in ("low", "high"):
+            if bound in entries:
+                raise entries[bound].error(f"{what} has a bound but no figure")
         return {"cycles": None, "status": None, "source": entries["source"].text("source")}
     figure = cycles.number(f"{what} (in cycles)", 0, _MOST_CYCLES)
-    return {"cycles": figure, **_provenance(what, item, PRICE_STATUSES)}
+    bounds = _bounds(what, item, figure)
+    return {"cycles": figure, **bounds, **_provenance(what, item, PRICE_STATUSES)}
+
+
+def _bounds(what: str, item: Item, figure: float) -> dict[str, float]:
+    """Return the bounds that the source of a price gives, if it does: both of them."""
+    entries = item.entries(what)
+    given = [bound for bound in ("low", "high") if bound in entries]
+    if not given:
+        return {}
+    if len(given) == 1:
+        raise entries[given[0]].error(f"{what} has {given[0]!r} alone", hint="give low and high")
+    low = entries["low"].number(f"low of {what}", 0, _MOST_CYCLES)
+    high = entries["high"].number(f"high of {what}", 0, _MOST_CYCLES)
+    if not low <= figure <= high:
+        place = entries["low"] if figure < low else entries["high"]
+        raise place.error(f"{what} is {figure:g}, which is not within {low:g} to {high:g}")
+    return {"low": low, "high": high}
