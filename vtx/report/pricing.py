@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vtx.lab.bounds import UNCERTAINTY
 from vtx.lab.compare import Comparison
 from vtx.lab.ledger import Ledger, price
 from vtx.lab.profile import Profile, Status
@@ -49,10 +48,8 @@ def exit_cycles(profile: Profile, reason: int, counts: Sequence[int]) -> float:
 
 def ledger_bounds(ledger: Ledger) -> tuple[float, float, float]:
     """Return low, value and high of a total in nanoseconds, from the provenance of its prices."""
-    ns = {status: float(ledger.profile.ns(cycles)) for status, cycles in ledger.by_status.items()}
-    value = sum(ns.values())
-    off = sum(UNCERTAINTY[status] * part for status, part in ns.items())
-    return value - off, value, value + off
+    low, high = ledger.ns_bounds
+    return float(low), float(ledger.ns), float(high)
 
 
 def flame_of(ledger: Ledger) -> list[Part]:
