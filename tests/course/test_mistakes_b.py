@@ -46,6 +46,25 @@ MISTAKES: dict[str, list[tuple[str, str, str]]] = {
         ("level == 1 or entry & PAGE_SIZE", "level == 1", "should read"),
         ("return entry & ADDRESS & ~offset | gpa & offset", "return entry & ADDRESS", "offset"),
     ],
+    "12": [
+        (
+            "cpu.invvpid(ONE_ADDRESS, exit.qualification << 64 | vpid)",
+            "pass",
+            "it has read the old",
+        ),
+        ("exit.qualification << 64 | vpid", "exit.qualification << 64", "VPID 0"),
+        ("exit.qualification << 64 | vpid", "exit.qualification | vpid", "bits 63:16 are not 0"),
+        ("cpu.vmread(Field.VPID)", "1", "*this* guest"),
+        ("cpu.invvpid(ONE_ADDRESS, exit", "cpu.invvpid(ONE_CONTEXT, exit", "no other of this"),
+        ("ONE_CONTEXT_BUT_GLOBAL, vpid)", "ONE_CONTEXT, vpid)", "a type of INVVPID that retains"),
+        ("ONE_CONTEXT_BUT_GLOBAL, vpid)", "ALL_CONTEXTS, 0)", "translations of other VPIDs stay"),
+        (
+            "cpu.guest.cr3 = getattr(cpu.guest, exit.cr.register)",
+            "pass",
+            "has exited and done noth",
+        ),
+        ("    cpu.skip(exit)\n", "", "the handler did not advance RIP"),
+    ],
 }
 CASES = [(lesson, *case) for lesson, cases in MISTAKES.items() for case in cases]
 

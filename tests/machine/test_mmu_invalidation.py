@@ -333,3 +333,11 @@ def test_a_type_that_does_not_exist_is_an_error(
     guest = make_guest(memory)
     with pytest.raises(InputError, match="types"):
         use(guest.mmu, guest.context())
+
+
+def test_a_copy_of_a_context_is_one_of_its_own() -> None:
+    context = Context(cr3=0x5000, vpid=1, eptp=0x201E, pdptes=(1, 2, 3, 4))
+    twin = context.copy()
+    twin.vpid = 2
+    assert (twin.cr3, twin.eptp, twin.pdptes) == (0x5000, 0x201E, (1, 2, 3, 4))
+    assert (context.vpid, twin.vpid) == (1, 2)

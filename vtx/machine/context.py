@@ -142,6 +142,12 @@ class Context:
         self.verify_guest_paging = verify_guest_paging
         self.hlat_pointer = hlat_pointer
 
+    def copy(self) -> Context:
+        """Return a context of its own with the same content, to ask for something else in."""
+        twin = Context.__new__(Context)
+        twin._c = ffi.new("vtx_context *", self._c[0])
+        return twin
+
     def _control(self, mask: int, on: bool) -> None:
         self._c.controls = self._c.controls | mask if on else self._c.controls & ~mask
 
