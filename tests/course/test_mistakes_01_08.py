@@ -114,6 +114,27 @@ MISTAKES = [
         "        if check[0] != 'g':\n            REPAIRS[check](cpu)\n",
         "the VMCS still breaks the rule",
     ),
+    # Lesson 06: masks, shadows, bitmaps.
+    ("06", "GUEST_HOST_MASK, owned)", "GUEST_HOST_MASK, ~owned & 0xFFFF_FFFF)", "a 1 is the VMM's"),
+    ("06", "        cpu.vmwrite(Field.CR0_READ_SHADOW, value)\n", "", "as it has written it"),
+    ("06", "getattr(cpu.guest, exit.cr.register)", "cpu.guest.rax", "exit.cr.register names"),
+    ("06", "        cpu.guest.cr0 = cpu.guest.cr0 & mask | value & ~mask\n", "", "the same MOV"),
+    ("06", "cpu.guest.cr0 & mask | value & ~mask", "value", "the owned bits as they were"),
+    ("06", "controls | Proc1.USE_TSC_OFFSETTING", "controls", 'the control "use TSC offsetting"'),
+    (
+        "06",
+        '        cpu.inject("#GP")\n        return\n',
+        '        cpu.inject("#GP")\n',
+        "not both",
+    ),
+    (
+        "06",
+        '        cpu.inject("#GP")\n        return\n',
+        "        pass\n",
+        "lets the next VM entry",
+    ),
+    ("06", "cpu.exiting.msr_writes = {guarded}", "pass", "sets of their own"),
+    ("06", "SECRET >> 32, SECRET & 0xFFFF_FFFF", "0, SECRET", "the upper 32 bits go into EDX"),
 ]
 
 
