@@ -135,6 +135,24 @@ MISTAKES = [
     ),
     ("06", "cpu.exiting.msr_writes = {guarded}", "pass", "sets of their own"),
     ("06", "SECRET >> 32, SECRET & 0xFFFF_FFFF", "0, SECRET", "the upper 32 bits go into EDX"),
+    # Lesson 07: I/O.
+    ("07", "range(base, base + 8)", "range(base, base + 7)", "base + 7 does not"),
+    ("07", "range(base, base + 8)", "range(base, base + 9)", "base + 8 does, too"),
+    ("07", "        cpu.exiting.ports = range(base, base + 8)\n", "", "unconditional exiting"),
+    ("07", "if exit.io.is_in:", "if not exit.io.is_in:", "reads as 0x60"),
+    ("07", "cpu.guest.rax & ~0xFF | value", "value", "bits 63:8 of RAX"),
+    (
+        "07",
+        "self.write(register, cpu.guest.rax & 0xFF)",
+        "self.write(register, cpu.guest.rax)",
+        "in Serial.handle: ValueError: byte must be",
+    ),
+    ("07", "count = cpu.guest.rcx if exit.io.rep else 1", "count = 1", "the count is RCX"),
+    ("07", "            if exit.io.rep:\n                cpu.guest.rcx = 0\n", "", "set RCX to 0"),
+    ("07", "            cpu.guest.rsi += count\n", "", "RSI has moved"),
+    ("07", "cpu.guest.linear[start", "cpu.guest.memory[start", "in Serial.handle"),
+    ("07", "        cpu.skip(exit)\n", "", "call cpu.skip(exit)"),
+    ("07", "    def handle(", "    def handel(", "Serial has no method handle"),
 ]
 
 

@@ -128,6 +128,24 @@ class Lab:
         function = self.value(name, purpose)
         if not callable(function):
             raise StudentError(f"{name} is no function", f"write: def {name}(...): {purpose}")
+        return self._calling(function, name)
+
+    def method(self, owner: Any, name: str, purpose: str) -> Callable[..., Any]:
+        """Return a method of an object of the student's, as :meth:`function` does.
+
+        Raises
+        ------
+        StudentError
+            The object has no such method.
+        """
+        function = getattr(owner, name, None)
+        kind = type(owner).__name__
+        if not callable(function):
+            raise StudentError(f"{kind} has no method {name}", f"it is {purpose}")
+        return self._calling(function, f"{kind}.{name}")
+
+    def _calling(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """Return the function, blaming the student's line for what it raises."""
 
         def call(*arguments: Any) -> Any:
             with self._blamed(name):

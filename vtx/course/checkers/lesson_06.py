@@ -148,7 +148,7 @@ def _protection(lab: Lab, watched: Watched) -> None:
     ):
         return
     error_code, saved = (
-        int.from_bytes(guest.linear[place : place + 8], "little")
+        int.from_bytes(bytes(guest.linear[place : place + 8]), "little")
         for place in (guest.rsp, guest.rsp + 8)
     )
     lab.equal(error_code, 0, "the error code of #GP is 0")
