@@ -379,7 +379,8 @@ class Cpu(Processor):
             if info is not None:
                 return Exit(self, info, self._vmread)
         exit = self._run(vmx_entry.vmresume(self))
-        learn(self, exit.information)
+        if self.observer is None:
+            learn(self, exit.information)
         self._progress.see(self, exit.information, self.machine.ept)
         return exit
 

@@ -12,6 +12,7 @@ from vtx.commands.imports import Import
 from vtx.commands.lab import Lab
 from vtx.commands.profiles import Profiles
 from vtx.commands.replay import Replay
+from vtx.commands.step import Step
 from vtx.commands.sweep import Sweep
 from vtx.commands.tlb import Tlb
 from vtx.commands.verify import Verify
@@ -23,6 +24,7 @@ __all__ = ["COMMANDS", "Command"]
 COMMANDS: tuple[type[Command], ...] = (
     Replay,
     Compare,
+    Step,
     Sweep,
     Exits,
     Import,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -118,6 +118,8 @@ class Processor:
         Offset in the virtual-APIC page that the current instruction has written, if any.
     cursors : list of Cursor
         The guest's program, and on top of it the handlers it is in.
+    observer : callable or None
+        Called with the processor before every step of its guest; slow, for steppers.
     """
 
     def __init__(
@@ -164,6 +166,7 @@ class Processor:
         self.tsc = 0
         self.steps = 0
         self.cursors: list[Cursor] = []
+        self.observer: Callable[[Processor], None] | None = None
 
     @property
     def peers(self) -> Sequence[Processor]:

@@ -14,6 +14,7 @@ from vtx.errors import EndOfTrace
 from vtx.facts.exits import ExitReason
 from vtx.machine.exit_information import ExitInformation
 from vtx.nonroot.loop import Guest
+from vtx.nonroot.observed import ObservedGuest
 
 if TYPE_CHECKING:
     from vtx.machine.processor import Processor
@@ -45,7 +46,7 @@ def run(processor: Processor, *, entered: bool = True) -> ExitInformation:
     """
     if not processor.cursors:
         raise EndOfTrace("the guest has no program to execute")
-    guest = Guest(processor)
+    guest = Guest(processor) if processor.observer is None else ObservedGuest(processor)
     exits = guest.enter(entered=entered)
     if exits is None:
         exits = guest.go()
