@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vtx.commands.base import FAILED, FINE, STOPPED, Command
 from vtx.commands.handlers import blame_handlers, load_handlers
-from vtx.commands.output import Output, add_output_arguments
+from vtx.commands.output import FORMATS, Output, add_output_arguments
 from vtx.commands.progress import Progress
 from vtx.commands.traces import add_trace_arguments, read_trace
 from vtx.errors import InputError
@@ -59,7 +59,7 @@ class Compare(Command):
             help="no-exit:REASON[:DETAIL], ept-pages=2M|1G, posted-interrupts=on, "
             "vmcs-shadowing=on or vpid=off; may be given several times",
         )
-        add_output_arguments(parser)
+        add_output_arguments(parser, (*FORMATS, "html"))
 
     def run(self, args: argparse.Namespace) -> int:
         """Run the trace, or price the recording, and print the comparison."""
@@ -130,6 +130,11 @@ def _write(output: Output, comparison: Comparison, wanted: str | None) -> None:
         output.write_json(comparison.as_dict(baseline))
     elif output.format == "csv":
         output.write(comparison.csv(baseline))
+    elif output.format == "html":
+        from vtx.report.exits_page import comparison_page
+        from vtx.report.page import render
+
+        output.write(render(comparison_page(comparison, baseline)))
     else:
         output.write_tables([comparison.table(baseline)])
 

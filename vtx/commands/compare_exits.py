@@ -116,6 +116,11 @@ def _write(output: Output, comparison: ExitComparison) -> None:
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows(_csv_rows(comparison))
         output.write(out.getvalue())
+    elif output.format == "html":
+        from vtx.report.exits_page import recorded_comparison_page
+        from vtx.report.page import render
+
+        output.write(render(recorded_comparison_page(comparison)))
     else:
         output.write_tables(comparison.tables())
 

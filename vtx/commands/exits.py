@@ -8,17 +8,17 @@ import sys
 from typing import TYPE_CHECKING
 
 from vtx.commands.base import FINE, Command
-from vtx.commands.output import Output, add_output_arguments
+from vtx.commands.output import FORMATS, Output, add_output_arguments
 from vtx.commands.progress import Progress
 from vtx.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from vtx.hypervisor.importers.analysis import Views
+    from vtx.hypervisor.importers.analysis import Tap, Views
     from vtx.lab.exit_report import ExitReport
 
-__all__ = ["Exits", "duration_ns"]
+__all__ = ["Exits", "duration_ns", "read_exits"]
 
 _UNITS = {"ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 _TABLE_DETAILS, _ALL_DETAILS = 5, 50
@@ -69,23 +69,30 @@ class Exits(Command):
         parser.add_argument(
             "--baseline", metavar="OTHER", help="show what changed from another trace to this"
         )
-        add_output_arguments(parser)
+        add_output_arguments(parser, (*FORMATS, "html"))
 
     def run(self, args: argparse.Namespace) -> int:
         """Read the trace and print its exits."""
         output = Output(args)
         details = _number("--details", args.details, 0)
         if details is None:
-            details = _TABLE_DETAILS if output.format == "table" else _ALL_DETAILS
+            short = output.format in ("table", "html")
+            details = _TABLE_DETAILS if short else _ALL_DETAILS
+        if output.format == "html":
+            from vtx.commands.report_pages import write_exits
+
+            report = write_exits(output, args, _views(args), details)
+            print(f"vtx: {report.name}: {report.lines}", file=sys.stderr)
+            return FINE
         if args.baseline is None:
-            report = _read(args.trace, _views(args), args.sort)
+            report = read_exits(args.trace, _views(args), args.sort)
             _write(output, report, details)
         else:
             if args.baseline == args.trace == "-":
                 raise UsageError("standard input cannot be both trace and baseline")
             views = _views(args)
-            report = _read(args.trace, views, args.sort)
-            baseline = _read(args.baseline, views, args.sort)
+            report = read_exits(args.trace, views, args.sort)
+            baseline = read_exits(args.baseline, views, args.sort)
             _write_compared(output, report, baseline, details)
         if output.format != "table" or output.path is not None:
             print(f"vtx: {report.name}: {report.lines}", file=sys.stderr)
@@ -129,11 +136,12 @@ def _number(option: str, text: str | None, least: int) -> int | None:
     return int(text)
 
 
-def _read(name: str, views: Views, sort: str) -> ExitReport:
+def read_exits(name: str, views: Views, sort: str, taps: Sequence[Tap] = ()) -> ExitReport:
+    """Read a recording, with a bar of progress, and sort its rows."""
     from vtx.hypervisor.importers.analysis import read_report
 
     with Progress("reading") as progress:
-        report = read_report(name, views, _reporter(progress))
+        report = read_report(name, views, _reporter(progress), taps)
     report.sort(sort)
     return report
 

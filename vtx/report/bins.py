@@ -12,7 +12,7 @@ __all__ = ["LATENCY_STEPS", "Bins", "latency_bin", "latency_edge"]
 
 _MOST = 512
 #: Bins of durations for each doubling.
-LATENCY_STEPS = 8
+LATENCY_STEPS = 4
 
 
 class Bins:

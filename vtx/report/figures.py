@@ -22,8 +22,8 @@ _SHADES: Mapping[Status, tuple[str, str]] = {
     Status.DERIVED: ("#7fb2e8", "/"),
     Status.ESTIMATED: ("#c3d4e6", "x"),
 }
-_MARGIN = {"l": 62, "r": 16, "t": 10, "b": 48}
-_LEGEND = {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0}
+_MARGIN = {"l": 62, "r": 16, "t": 32, "b": 48}
+_LEGEND = {"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0, "traceorder": "normal"}
 
 
 class Part(NamedTuple):
@@ -111,6 +111,7 @@ def flame(parts: Sequence[Part], unit: str, note: str) -> Figure | None:
         "type": "icicle",
         "branchvalues": "total",
         "tiling": {"orientation": "v"},
+        "leaf": {"opacity": 1},
         "ids": ["all", *(part.id for part in parts)],
         "labels": ["all exits", *(chart_text(part.label) for part in parts)],
         "parents": ["", *(part.parent or "all" for part in parts)],
@@ -125,7 +126,7 @@ def flame(parts: Sequence[Part], unit: str, note: str) -> Figure | None:
         "<br>%{hovertext}<extra></extra>",
         "pathbar": {"visible": False},
     }
-    layout = {"margin": {"l": 4, "r": 4, "t": 4, "b": 4}}
+    layout = {"margin": {"l": 4, "r": 4, "t": 32, "b": 4}}
     return Figure("Where it goes", note, [data], layout, wide=True)
 
 
@@ -183,7 +184,7 @@ def distribution(
         "xaxis": {"type": "log", "title": {"text": f"{unit} of one exit"}, "exponentformat": "SI"},
         "yaxis": {"title": {"text": "exits"}, "rangemode": "tozero"},
     }
-    return Figure("How long an exit takes", note, data, layout)
+    return Figure("How long an exit takes", note, data, layout, wide=True)
 
 
 def comparison(bars: Sequence[Bar], unit: str, note: str) -> Figure | None:

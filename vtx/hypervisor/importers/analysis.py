@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vtx.errors import UsageError
 from vtx.hypervisor.importers.exits import ExitReader
@@ -15,7 +16,17 @@ from vtx.lab.exit_watch import ExitWatch
 from vtx.lab.exits import ExitStatistics
 from vtx.lab.report import counted
 
-__all__ = ["Views", "read_report", "report_of"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Tap", "Views", "read_report", "report_of"]
+
+
+class Tap(Protocol):
+    """Sees every exit of a trace on its way to the report."""
+
+    def add(self, records: NDArray[Any], names: Sequence[str], *, xen: bool = False) -> None:
+        """See a batch: arrays of :func:`vtx.machine.exit_scanner.exit_dtype`, used again later."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ def read_report(
     name: str,
     views: Views | None = None,
     progress: Callable[[int, int], None] | None = None,
+    taps: Sequence[Tap] = (),
 ) -> ExitReport:
     """Read a trace or a report.
 
@@ -58,6 +70,8 @@ def read_report(
         What to gather beside the table.
     progress : callable, optional
         Called with bytes done and bytes in all.
+    taps : sequence of Tap
+        What else sees the exits; a report has no single ones.
 
     Raises
     ------
@@ -67,11 +81,14 @@ def read_report(
         A report has no single exits, so no view of them can be had.
     """
     with open_source(name) as source:
-        return report_of(source, views or Views(), progress)
+        return report_of(source, views or Views(), progress, taps)
 
 
 def report_of(
-    source: Source, views: Views, progress: Callable[[int, int], None] | None = None
+    source: Source,
+    views: Views,
+    progress: Callable[[int, int], None] | None = None,
+    taps: Sequence[Tap] = (),
 ) -> ExitReport:
     """Read a source that is open; otherwise as :func:`read_report`."""
     if is_stat_report(source.peek()):
@@ -80,11 +97,14 @@ def report_of(
                 f"{source.name} is a report of perf kvm stat: it has no single exits to look at"
             )
         return _stat_report(source)
-    return _trace_report(source, views, progress)
+    return _trace_report(source, views, progress, taps)
 
 
 def _trace_report(
-    source: Source, views: Views, progress: Callable[[int, int], None] | None
+    source: Source,
+    views: Views,
+    progress: Callable[[int, int], None] | None,
+    taps: Sequence[Tap],
 ) -> ExitReport:
     reader = ExitReader(source, progress)
     statistics = ExitStatistics(views.slice_ns, per_vcpu=views.per_vcpu)
@@ -92,6 +112,8 @@ def _trace_report(
     for batch in reader.batches():
         statistics.add(batch, reader.names, xen=reader.xen)
         watch.add(batch, reader.names)
+        for tap in taps:
+            tap.add(batch, reader.names, xen=reader.xen)
     events = reader.scanner.events()
     return ExitReport(
         name=source.name,
