@@ -65,6 +65,16 @@ MISTAKES: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("    cpu.skip(exit)\n", "", "the handler did not advance RIP"),
     ],
+    "13": [
+        ("cpu.exiting.ports = {port}", "cpu.exiting.ports = set()", "belongs into cpu.exiting.po"),
+        ("cpu.exiting.msr_writes = {msr}", "pass", "0 of "),
+        ("cpu.exiting.msr_reads = set()", "cpu.exiting.msr_reads |= {0xC0000100}", "RDMSR: "),
+        ("Proc1.RDTSC_EXITING", "0", "TSC offsetting"),
+        ("cpu.vmwrite(Field.VPID, 1)", "pass", "the VPID is not 0000H"),
+        ("secondary | Proc2.ENABLE_VPID", "secondary", "is VPID on, and not 0?"),
+        ('cpu.ept.map(0, size="1G")', "pass", "map the guest's memory before it runs"),
+        ("    cpu.exiting.ports = {port}\n", "", "the set of ports that exit"),
+    ],
 }
 CASES = [(lesson, *case) for lesson, cases in MISTAKES.items() for case in cases]
 
