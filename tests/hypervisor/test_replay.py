@@ -27,7 +27,13 @@ from vtx.machine.shape import Shape
 from vtx.profiles import names
 
 TRACES = Path(__file__).parents[2] / "traces"
-TEACHING = ("01-cpuid", "02-ept-violation", "03-cr-msr-io", "04-two-processors")
+TEACHING = (
+    "01-cpuid",
+    "02-ept-violation",
+    "03-cr-msr-io",
+    "04-two-processors",
+    "09-vmlatency",
+)
 OTHER_MODES = ("05-protected", "06-real-mode", "07-virtual-8086", "08-pae")
 WITHOUT_EPT = ("prescott_p4_672", "merom_core2", "penryn_core2")
 
