@@ -153,6 +153,52 @@ MISTAKES = [
     ("07", "cpu.guest.linear[start", "cpu.guest.memory[start", "in Serial.handle"),
     ("07", "        cpu.skip(exit)\n", "", "call cpu.skip(exit)"),
     ("07", "    def handle(", "    def handel(", "Serial has no method handle"),
+    # Lesson 08: exceptions and injection.
+    (
+        "08",
+        "PAGE_FAULT_ERROR_CODE_MATCH, WRITE",
+        "PAGE_FAULT_ERROR_CODE_MATCH, 0",
+        "a page fault by a read does not exit",
+    ),
+    ("08", '{"#UD", "#GP", "#PF"}', '{"#UD", "#GP"}', "a page fault by a read does not exit"),
+    (
+        "08",
+        "        cpu.guest.cr2 = event.address\n",
+        "        pass\n",
+        "before the processor wrote CR2",
+    ),
+    (
+        "08",
+        "    cpu.inject(event.vector, error_code=event.error_code)",
+        "    cpu.inject(event.vector)",
+        "cpu.inject takes error_code",
+    ),
+    (
+        "08",
+        "    cpu.inject(event.vector, error_code=event.error_code)",
+        "    cpu.inject(event.vector, error_code=event.error_code)\n    cpu.skip(exit)",
+        "cpu.skip",
+    ),
+    ("08", "        if first is not None:\n", "        if False:\n", "IDT-vectoring information"),
+    ("08", "                type=first.type,\n", "", "type=exit.idt_vectoring.type"),
+    (
+        "08",
+        "                instruction_length=exit.instruction_length,\n",
+        "",
+        "instruction_length=exit",
+    ),
+    (
+        "08",
+        "if first is not None and is_exception and is_double_fault(first.vector, event.vector):",
+        "if first is not None:",
+        "#UD is benign",
+    ),
+    (
+        "08",
+        "if first is not None and is_exception and is_double_fault(first.vector, event.vector):",
+        "if False:",
+        "inject #DF",
+    ),
 ]
 
 

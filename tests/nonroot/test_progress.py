@@ -73,7 +73,7 @@ def test_the_page_was_not_mapped(cpu: Cpu) -> None:
 def test_the_linear_address_was_mapped(cpu: Cpu) -> None:
     """A frequent slip: EPT gets the address that the guest's own tables translate."""
     cpu.ept.map(0x4000_0000)
-    cpu.skip(cpu.vmlaunch(Program([Instruction("cpuid")])))
+    cpu.vmlaunch(Program([Instruction("cpuid")]))
     info = ExitInformation(
         ExitReason.EPT_VIOLATION,
         qualification=0x181,
@@ -167,3 +167,23 @@ def test_an_entry_failure_tells_its_rule(cpu: Cpu) -> None:
         .explain()
         .endswith("(check guest.rflags.reserved_1). Bit 1 of guest RFLAGS is 1.")
     )
+
+
+def test_a_launch_that_fails_over_and_over(cpu: Cpu) -> None:
+    cpu.guest.rflags = 0
+    assert cpu.vmlaunch(Program([Instruction("hlt")])).check == "guest.rflags.reserved_1"
+    with pytest.raises(EmulationStopped, match="still breaks the rule Bit 1 of guest RFLAGS"):
+        for _ in range(400):
+            cpu.vmlaunch()
+
+
+def test_an_injected_page_fault_that_cannot_be_delivered(cpu: Cpu) -> None:
+    mapped(cpu)
+    cpu.exiting.exceptions.add("#PF")
+    cpu.guest.rsp = 0x7000_0000_0000
+
+    def again(cpu: Cpu, exit: Exit) -> None:
+        cpu.inject("#PF", error_code=exit.exception.error_code)
+
+    with pytest.raises(EmulationStopped, match=r"#PF arises while #PF is delivered .* inject #DF"):
+        loop(cpu, again, Instruction("exception", (("vector", 6),)))

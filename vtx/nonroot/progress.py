@@ -10,7 +10,7 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from vtx.errors import EmulationStopped
+from vtx.errors import EXCEPTIONS, EmulationStopped
 from vtx.facts.exits import EXITS, ExitKind, ExitReason
 from vtx.facts.fields import Field
 from vtx.machine.exit_views import EptAccess
@@ -126,11 +126,25 @@ def _sentence(info: ExitInformation, ept: Ept | None) -> str:
     elif row.kind is ExitKind.ENTRY_FAILURE:
         rule = f" {info.rule}" if info.rule else ""
         cause = f"the VMCS still breaks the rule{rule or ' ' + str(info.check or '')}"
+    elif info.reason is ExitReason.EXCEPTION_OR_NMI and info.idt_vectoring_information >> 31:
+        cause = _exception_in_delivery(info)
     else:
         cause = _CAUSES.get(info.reason, _RIP_STAYED)
     return (
         f"the exit {row.sdm_title!r} at RIP {info.guest_rip:#x} happens again and again, and "
         f"nothing changes in between; {cause}"
+    )
+
+
+def _exception_in_delivery(info: ExitInformation) -> str:
+    """Say what two exceptions, the second met while the first was delivered, come to."""
+    first, second = (
+        EXCEPTIONS.get(word & 0xFF, f"vector {word & 0xFF}")
+        for word in (info.idt_vectoring_information, info.interruption_information)
+    )
+    return (
+        f"{second} arises while {first} is delivered (IDT-vectoring information): what is injected "
+        'cannot be delivered; where the two make a double fault, inject #DF: cpu.inject("#DF")'
     )
 
 
