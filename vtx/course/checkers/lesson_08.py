@@ -18,7 +18,7 @@ __all__ = ["check"]
 _NOWHERE = 0x7000_0000_0000
 _PAGE = 4096
 _UD, _DF, _GP, _PF = 6, 8, 13, 14
-_HANDLERS = dict.fromkeys((_UD, _DF, _GP, _PF), "hlt\niret")
+_HANDLERS: dict[int | str, str] = dict.fromkeys((_UD, _DF, _GP, _PF), "hlt\niret")
 _WRITE = 1 << 1
 
 
@@ -49,7 +49,7 @@ class _Runner:
         pin = cpu.vmread(Field.PIN_BASED_CONTROLS)
         cpu.vmwrite(Field.PIN_BASED_CONTROLS, pin & ~int(Pin.EXTERNAL_INTERRUPT_EXITING))
         self._setup(cpu)
-        handlers: dict[int | str, str] = {**_HANDLERS}
+        handlers = dict(_HANDLERS)
         if vector:
             handlers[vector] = "hlt\niret"
         return self._lab.run(cpu, program(f"{steps}\nhlt", handlers), self._handle)
