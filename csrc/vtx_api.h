@@ -542,7 +542,7 @@ const vtx_stream_counts *vtx_scanner_counted(const vtx_scanner *scanner);
  * all are. The references are added to kinds[4], unless it is NULL. */
 uint64_t vtx_stream_check(const uint64_t *records, uint64_t count, uint64_t *kinds);
 
-/* ---- TLBs by geometry (tlbsim.c) ----------------------------------------------------------- */
+/* ---- TLBs by geometry (tlbsim*.c) ----------------------------------------------------------- */
 
 enum vtx_sim_limits {
     VTX_SIM_ARRAYS = 32,
@@ -558,7 +558,8 @@ enum vtx_sim_flags {
     VTX_SIM_FETCHES = 1,     /* instruction fetches are used */
     VTX_SIM_DATA = 2,        /* loads, stores and modifies are used */
     VTX_SIM_FIRST_PAGE = 4,  /* a reference that crosses a page is its first page only */
-    VTX_SIM_MODIFY_TWICE = 8 /* a modify is two accesses, not one */
+    VTX_SIM_MODIFY_TWICE = 8, /* a modify is two accesses, not one */
+    VTX_SIM_PORTABLE = 16 /* without the processor's vector instructions: the same, slower */
 };
 
 typedef struct {

@@ -50,8 +50,9 @@ static uint64_t random_record(uint64_t spread) {
 }
 
 static void against_stamps(uint32_t sets1, uint32_t ways1, uint32_t sets2, uint32_t ways2,
-                           uint64_t spread) {
-    const vtx_sim_geometry g = plain(sets1, ways1, sets2, ways2);
+                           uint64_t spread, uint32_t flags) {
+    vtx_sim_geometry g = plain(sets1, ways1, sets2, ways2);
+    g.flags |= flags;
     vtx_sim *sim = vtx_sim_new(&g);
     REQUIRE(sim);
     memset(levels, 0, sizeof levels);
@@ -171,8 +172,12 @@ int main(void) {
                                          {12, 5, 100, 3},  {1, 1, 1, 1},   {64, 1, 256, 8},
                                          {16, 8, 64, 4},   {3, 20, 5, 6}};
     for (unsigned i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        against_stamps(shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3], 2000);
-        against_stamps(shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3], 1ull << 36);
+        for (uint32_t flags = 0; flags <= VTX_SIM_PORTABLE; flags += VTX_SIM_PORTABLE) {
+            const uint32_t *s = shapes[i];
+            against_stamps(s[0], s[1], s[2], s[3], 40, flags);
+            against_stamps(s[0], s[1], s[2], s[3], 2000, flags);
+            against_stamps(s[0], s[1], s[2], s[3], 1ull << 36, flags);
+        }
     }
     tags_widen();
     walks_follow_the_formula();

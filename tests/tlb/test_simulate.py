@@ -15,6 +15,9 @@ def same(geometry, records):
     naive = Naive(geometry)
     naive.run(records)
     (result,) = simulate([geometry], [records])
+    portable = Simulation(geometry, vectors=False)
+    portable.run(records)
+    assert portable.result() == result
     assert {name: list(c.hits) for name, c in result.levels.items()} == naive.hits
     assert {name: list(c.misses) for name, c in result.levels.items()} == naive.misses
     assert list(result.walks_by_kind) == naive.walks
@@ -62,6 +65,42 @@ def test_the_highest_page_is_no_empty_way():
     same(data, records_of(pages))
     (result,) = simulate([data], [records_of([top, 3, top])])
     assert result.levels["l1d"].misses == (0, 2, 0, 0)
+
+
+@pytest.mark.parametrize("names", [("l1", "l2"), ("l1i", "l1d", "l2"), ("l1d", "l2d")])
+@pytest.mark.parametrize("sets", [1, 4, 8, 16, 64])
+@pytest.mark.parametrize("reach", [1, 8])
+def test_tags_widen_amid_a_lean_stream(names, sets, reach):
+    """The last 16 pages have the one short tag that means none, also when only crossed into."""
+    levels = tuple(
+        Level(name, (Array(128 * 12, 12) if "2" in name else Array(sets * 4, 4),)) for name in names
+    )
+    random = np.random.default_rng(sets)
+    near = random.integers(0, 300, 9000)
+    near[6000:] = random.integers(0, 8, 3000)
+    top = (1 << 36) - 17 - random.integers(0, 40, 9000)
+    pages = np.where(random.random(9000) < 0.2, top, near)
+    records = records_of(pages.tolist()) | random.integers(0, 4, 9000).astype(
+        np.uint64
+    ) << np.uint64(62)
+    records[4000:] |= np.uint64(0xFFC if reach > 4 else 0)
+    records[8000:] += np.uint64(16 << 12)
+    stream = "data" if names == ("l1d", "l2d") else "all"
+    same(Geometry("top", levels, stream=stream), records)
+
+
+def test_dense_and_sparse_stretches_take_turns():
+    """Where few references are passed another loop takes over, and then the first one again."""
+    random = np.random.default_rng(7)
+    parts = [random.integers(0, spread, 3000) for spread in (6, 4000, 12, 4000, 3, 1000, 40, 9)]
+    kinds = random.integers(0, 4, 24000).astype(np.uint64) << np.uint64(62)
+    records = records_of(np.concatenate(parts).tolist(), kind=0) | kinds
+    for stream in ("all", "data", "instructions"):
+        for levels in (
+            PLAIN.levels,
+            (Level("l1", (Array(64, 4),)), Level("l2", (Array(1536, 12),))),
+        ):
+            same(Geometry("turns", levels, stream=stream), records)
 
 
 def test_pieces_and_chunks_do_not_matter():

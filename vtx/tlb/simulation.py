@@ -126,6 +126,9 @@ class Simulation:
     ----------
     geometry : Geometry
         What to simulate.
+    vectors : bool
+        Use the processor's vector instructions where it has them. What is counted does not depend
+        on it.
 
     Raises
     ------
@@ -135,8 +138,9 @@ class Simulation:
         There is not enough memory for it.
     """
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, *, vectors: bool = True) -> None:
         structure = _structure(geometry)
+        structure.flags |= 0 if vectors else lib.VTX_SIM_PORTABLE
         error = lib.vtx_sim_error(structure)
         if error != ffi.NULL:
             raise InputError(f"{geometry.name}: {ffi.string(error).decode()}")
