@@ -86,6 +86,8 @@ def operands_of(draw: Any, form: Form) -> dict[str, int]:
             operands[name] = draw(st.integers(0, (1 << int(kind[3:])) - 1))
         elif kind in ("dr", "xmm"):
             operands[name] = draw(st.integers(0, 7))
+        elif kind == "r8":  # 4 to 7 are AH, CH, DH and BH without REX
+            operands[name] = draw(REGISTERS.filter(lambda number: not 4 <= number < 8))
         else:
             operands[name] = draw(REGISTERS)
     if "osz" in form.opcode and "operand_size" not in form.fixed:
@@ -192,6 +194,30 @@ def test_an_address_may_be_relative_to_rip() -> None:
     decoded = decode(bytes.fromhex("660fc735f8000000"), 64, 0x6_0000)
     assert dict(decoded.operands) == {"displacement": 0x6_0100, "rip_relative": 1}
     assert dict(decode(bytes.fromhex("660fc735f8000000"), 32).operands) == {"displacement": 0xF8}
+
+
+BYTES_AND_OFFSETS = {
+    ("64", "0061 10"): ("modify", {"size": 1, "source": 0, "high_byte": 1, "base": 1,
+                                   "displacement": 0x10}),
+    ("64", "40 8823"): ("store", {"size": 1, "source": 4, "base": 3, "displacement": 0}),
+    ("64", "8a3b"): ("load", {"size": 1, "destination": 3, "high_byte": 1, "base": 3,
+                              "displacement": 0}),
+    ("64", "a2 0fa20fa2 00000000"): ("store", {"size": 1, "source": 0,
+                                               "displacement": 0xA20FA20F}),
+    ("32", "66 a1 0fa20fa2"): ("load", {"operand_size": 2, "destination": 0,
+                                        "displacement": 0xA20FA20F}),
+    ("16", "64 a3 0fa2"): ("store", {"operand_size": 2, "source": 0, "displacement": 0xA20F,
+                                     "segment": 4}),
+    ("64", "61"): ("ud2", {}),
+    ("64", "06"): ("ud2", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "code"), BYTES_AND_OFFSETS)
+def test_byte_registers_and_addresses_in_the_instruction(mode: str, code: str) -> None:
+    decoded = decode(bytes.fromhex(code), int(mode))
+    assert (decoded.name, dict(decoded.operands)) == BYTES_AND_OFFSETS[mode, code]
+    assert decoded.length == len(bytes.fromhex(code))
 
 
 @pytest.mark.parametrize("code", ["", "0f", "66", "0f01", "48b80000", "660fc735f800"])

@@ -205,7 +205,7 @@ def _fits(operand: _Operand, name: str, kind: str) -> bool:
 _NARROWER = frozenset({("r64", "r32"), ("rm64", "r32")})
 _ACCEPTS: dict[str, tuple[str, ...]] = {
     "r": ("r16", "r32", "r64"),
-    "r16": ("r16",), "r32": ("r32",), "r64": ("r64",),
+    "r8": ("r8",), "r16": ("r16",), "r32": ("r32",), "r64": ("r64",),
     "rm": ("m", "r16", "r32", "r64"),
     "rm16": ("m", "r16", "r32", "r64"),
     "rm64": ("m", "r64"),

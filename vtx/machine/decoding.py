@@ -25,6 +25,14 @@ _VEX_PREFIX = {0: None, 1: _OPERAND_SIZE, 2: _REP, 3: _REPNE}
 _DS, _SS = 3, 2
 #: Their operand has 64 bits in 64-bit mode without REX.W.
 _WIDE = frozenset({"push", "pop", "pushf", "popf"})
+#: No instructions in 64-bit mode: #UD ("Opcode Map", i64).
+_INVALID_64 = frozenset(
+    b"\x06\x07\x0e\x16\x17\x1e\x1f\x27\x2f\x37\x3f\x60\x61\x82\x9a\xd4\xd5\xd6\xea"
+)
+#: MOV between the accumulator and an address in the instruction: name, and whether it is a byte.
+_MOV_OFFSETS = {
+    0xA0: ("load", True), 0xA1: ("load", False), 0xA2: ("store", True), 0xA3: ("store", False),
+}  # fmt: skip
 _RSP, _RBP, _RSI, _RDI, _RBX = 4, 5, 6, 7, 3
 #: Base and index of 16-bit addressing by ModR/M.rm.
 _PAIRS_16 = (
@@ -75,7 +83,7 @@ class _Head(NamedTuple):
     """What stands before the opcode.
 
     `prefixes` holds the legacy prefixes, `segment` is the override, `w r x b` are those of REX
-    or VEX, `vex_map` is 0 without VEX.
+    or VEX, `vex_map` is 0 without VEX. `has_rex`: there is a REX prefix.
     """
 
     mode: int
@@ -86,6 +94,7 @@ class _Head(NamedTuple):
     x: int
     b: int
     vex_map: int
+    has_rex: bool
 
     @property
     def operand_size(self) -> int:
@@ -140,9 +149,28 @@ def decode(code: bytes, mode: int = 64, rip: int = 0) -> Instruction:
             chosen = _choose(source, head, forms_at(literal))
             if chosen is not None:
                 return _build(source, head, *chosen, rip)
+    source.at = opcode
+    if not head.vex_map and source.peek() in _MOV_OFFSETS:
+        return _mov_offset(source, head, rip)
+    if mode == 64 and source.peek() in _INVALID_64:
+        return Instruction("ud2", length=opcode + 1, rip=rip, text="undefined in 64-bit mode")
     if len(code) < opcode + 3 and len(code) < MAX_INSTRUCTION_BYTES:
         raise DecodeError(code, "no instruction of the table begins so", truncated=True)
     raise DecodeError(code, f"no instruction of the table in {mode}-bit code")
+
+
+def _mov_offset(source: _Bytes, head: _Head, rip: int) -> Instruction:
+    """Read MOV of the accumulator from or to an address of the address size."""
+    name, byte = _MOV_OFFSETS[source.number(1)]
+    operands = {"displacement": source.number(head.address_size)}
+    operands["destination" if name == "load" else "source"] = 0
+    if byte:
+        operands["size"] = 1
+    else:
+        operands["operand_size"] = head.operand_size
+    if head.segment is not None:
+        operands["segment"] = head.segment
+    return Instruction(name, operands, length=source.at, rip=rip, text=f"mov moffs ({name})")
 
 
 def _read_head(source: _Bytes, mode: int) -> _Head:
@@ -161,6 +189,7 @@ def _read_head(source: _Bytes, mode: int) -> _Head:
     if mode == 64 and byte >> 4 == 4:
         rex = byte
         source.at += 1
+    has_rex = bool(rex)
     w, r, x, b = (rex >> position & 1 for position in (3, 2, 1, 0))
     vex_map = 0
     if source.peek() == _VEX3 and (mode == 64 or source.peek(1) >> 6 == 3):
@@ -171,7 +200,7 @@ def _read_head(source: _Bytes, mode: int) -> _Head:
         implied = _VEX_PREFIX[second & 3]
         if implied is not None:
             prefixes.add(implied)
-    return _Head(mode, frozenset(prefixes), segment, w, r, x, b, vex_map)
+    return _Head(mode, frozenset(prefixes), segment, w, r, x, b, vex_map, has_rex)
 
 
 _Chosen = tuple[DecodedForm, dict[str, int]]
@@ -250,6 +279,9 @@ def _apply_prefixes(head: _Head, form: DecodedForm, operands: dict[str, int]) ->
         operands["address_size"] = head.address_size
     if _LOCK in head.prefixes:
         operands["lock"] = 1
+    if form.reg and form.byte_register and not head.has_rex and operands[form.reg] >= _RSP:
+        operands[form.reg] -= _RSP  # AH, CH, DH, BH
+        operands["high_byte"] = 1
     if spec.name in ("ins", "outs"):
         if head.prefixes & {_REP, _REPNE}:
             operands["rep"] = 1

@@ -73,6 +73,11 @@ class DecodedForm(NamedTuple):
     relative: str
 
     @property
+    def byte_register(self) -> bool:
+        """The register operand has 8 bits."""
+        return any(kind == "r8" for _, kind in self.form.operands)
+
+    @property
     def rank(self) -> tuple[int, ...]:
         """More is better where several forms fit."""
         named = sum(1 for name, _ in self.form.operands if name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from vtx.bits import MASK32, MASK64
 from vtx.errors import InputError, UnknownName
@@ -37,7 +37,7 @@ __all__ = [
 #: Operands that any instruction may have beside its own: prefixes and the parts of a memory
 #: operand. Registers are numbers, sizes are bytes.
 MODIFIERS = frozenset(
-    {"rep", "lock", "segment", "base", "index", "scale", "displacement", "address_size",
+    {"rep", "lock", "high_byte", "segment", "base", "index", "scale", "displacement", "address_size",
      "operand_size", "rip_relative"}
 )  # fmt: skip
 
@@ -273,6 +273,8 @@ class Program:
     handlers: Mapping[int, Program] = field(default_factory=dict)
     demand_paging: DemandPaging | None = None
     name: str = ""
+    #: So many handlers may interrupt each other before the guest counts as one without progress.
+    most_handlers: ClassVar[int] = 64
 
     @cached_property
     def entry_point(self) -> int | None:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["NEEDS_RIP", "arrive", "enter_handler", "page_in"]
 
 _BUS_LOCK_ASSERTED = 1 << 26
-_MAX_HANDLERS = 64
 #: A fault that repeats itself so often, with nothing done in between, does so for ever.
 _MAX_SAME_FAULTS = 32
 _FIRST_INTERRUPT = 16
@@ -71,10 +70,9 @@ def enter_handler(processor: Processor) -> None:
     assert processor.delivered is not None
     vector, error_code = processor.delivered
     processor.delivered = None
-    if len(processor.cursors) > _MAX_HANDLERS:
-        raise EmulationStopped(
-            f"{_MAX_HANDLERS} handlers of the guest interrupt each other: no progress"
-        )
+    most = processor.cursors[0].program.most_handlers
+    if len(processor.cursors) > most:
+        raise EmulationStopped(f"{most} handlers of the guest interrupt each other: no progress")
     if vector < _FIRST_VECTOR_OF_USERS and vector != NMI:
         _notice_fault(processor, vector, error_code)
     rip = processor.regs.rip
@@ -100,7 +98,9 @@ def _notice_fault(processor: Processor, vector: int, error_code: int | None) -> 
     """Stop a guest whose handler returns to the instruction that faults again, and again."""
     program = processor.cursors[0]
     rounds = tuple(program.iterations.items())
-    place = (vector, error_code, processor.regs.cr2, program.index, program.record, rounds)
+    regs = processor.regs
+    # A stack that grows changes something: it may come to what causes the fault.
+    place = (vector, error_code, regs.cr2, regs.rsp, program.index, program.record, rounds)
     last, times = processor.same_fault
     times = times + 1 if place == last else 0
     processor.same_fault = (place, times)

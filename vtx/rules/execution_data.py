@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vtx.errors import GuestFault
+from vtx.facts.instructions import GENERAL_REGISTERS
 from vtx.machine.mmu import Access
 from vtx.machine.registers import Rflags
 from vtx.rules.execution_memory import access, read, write
@@ -22,6 +23,8 @@ from vtx.rules.exiting_information import (
 from vtx.rules.stack import Stack, operand_size
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vtx.machine.processor import Processor
     from vtx.machine.program import Instruction
 
@@ -44,7 +47,22 @@ def load(processor: Processor, instruction: Instruction) -> None:
         access(processor, linear, size, Access.LOAD)
         return
     value = int.from_bytes(read(processor, linear, size), "little")
-    put_sized(processor, operands["destination"], value, size)
+    if size == 1:
+        _put_byte(processor, operands, value)
+    else:
+        put_sized(processor, operands["destination"], value, size)
+
+
+def _put_byte(processor: Processor, operands: Mapping[str, int], value: int) -> None:
+    """Write an 8-bit register: bits 7:0, or bits 15:8 of AH, CH, DH and BH."""
+    name, shift = GENERAL_REGISTERS[operands["destination"]], 8 * operands.get("high_byte", 0)
+    kept: int = getattr(processor.regs, name) & ~(0xFF << shift)
+    setattr(processor.regs, name, kept | value << shift)
+
+
+def _source(processor: Processor, operands: Mapping[str, int]) -> int:
+    """Return the register operand; AH, CH, DH and BH are bits 15:8."""
+    return register(processor.regs, operands["source"]) >> 8 * operands.get("high_byte", 0)
 
 
 def store(processor: Processor, instruction: Instruction) -> None:
@@ -52,7 +70,7 @@ def store(processor: Processor, instruction: Instruction) -> None:
     operands = instruction.operands
     linear, size = operand_address(processor.regs, operands), _size(instruction)
     if "source" in operands:
-        value = register(processor.regs, operands["source"])
+        value = _source(processor, operands)
     elif "value" in operands:
         value = operands["value"]
     else:
@@ -68,7 +86,7 @@ def modify(processor: Processor, instruction: Instruction) -> None:
     addend = operands.get("value", 0)
     is_add = "source" in operands
     if is_add:
-        addend = register(processor.regs, operands["source"]) & _all_ones(size)
+        addend = _source(processor, operands) & _all_ones(size)
     # One access that reads and writes: it must be allowed to write before it reads.
     access(processor, linear, size, Access.MODIFY)
     if not addend and not is_add:

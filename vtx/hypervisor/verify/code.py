@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from vtx.bits import MASK32, MASK64
+from vtx.errors import EmulationStopped
 from vtx.machine.context import Access, Context
 from vtx.machine.decoding import DecodeError, decode
 from vtx.machine.encoding import MAX_INSTRUCTION_BYTES
@@ -18,6 +19,8 @@ _PAGE = 4096
 _EPT_ACCESSED_DIRTY = 1 << 6
 _D = 1 << 14
 _FOREVER = 1 << 60
+#: A guest that executes so many steps in a row without an exit runs on.
+_MOST_STEPS = 4096
 
 
 class UnknownCode(DecodeError):
@@ -52,6 +55,7 @@ class _Operations(Sequence[Operation]):
         # Where no guest is: RIP is known only when it has been entered.
         self._steps: list[Instruction] = [Instruction("nop", rip=MASK64)]
         self.known: dict[int, int] = {}
+        self._left = _MOST_STEPS
 
     def index_of(self, rip: int) -> int:
         if rip not in self.known:
@@ -69,6 +73,9 @@ class _Operations(Sequence[Operation]):
         step = self._steps[index // 2]
         if index % 2 == 0:
             return step
+        self._left -= 1
+        if self._left < 0:
+            raise EmulationStopped(f"the guest executed {_MOST_STEPS} steps without a VM exit")
         mask = MASK64 if self._processor.regs.in_64bit_mode else MASK32
         return Loop(self.index_of(step.end & mask), _FOREVER)
 
@@ -84,6 +91,9 @@ class MachineCode(Program):
     processor : Processor
         Whose guest executes it.
     """
+
+    #: Only a VM exit ends it: a handler that faults goes on until its stack has done damage.
+    most_handlers = _MOST_STEPS
 
     def __init__(self, processor: Processor) -> None:
         operations: Any = _Operations(processor)
@@ -115,6 +125,8 @@ def _fetch(processor: Processor, rip: int) -> Instruction:
     If the bytes cannot be fetched it is any step of one byte: the run loop's own fetch faults.
     """
     regs = processor.regs
+    if not regs.in_64bit_mode and rip > regs.cs.limit:
+        return Instruction("nop", rip=rip)
     mode = 64 if regs.in_64bit_mode else 32 if regs.cs.access_rights & _D else 16
     start = rip if mode == 64 else regs.cs.base + rip & MASK32
     context = _peeking(processor)

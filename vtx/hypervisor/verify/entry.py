@@ -56,7 +56,7 @@ _RIGHTS_FIELDS = {
 }
 #: Bit 13 is CS.L, and reserved in the others.
 _SAVED_RIGHTS = 0x1_D0FF
-_UNUSABLE, _DPL, _TYPE_CODE, _RF = 1 << 16, 3 << 5, 1 << 3, 1 << 16
+_UNUSABLE, _DPL, _TYPE, _RF = 1 << 16, 3 << 5, 0xF, 1 << 16
 
 
 class EntryReplayer:
@@ -245,7 +245,7 @@ def mask_undefined(written: Mapping[int, int], ours: Verdict, theirs: Verdict) -
     masks: dict[int, int] = dict.fromkeys(_RIGHTS_FIELDS, _SAVED_RIGHTS)
     masks[Field.GUEST_CS_ACCESS_RIGHTS] |= 1 << 13
     if not written.get(Field.GUEST_CR0, 0) & 1:
-        masks[Field.GUEST_CS_ACCESS_RIGHTS] &= ~_TYPE_CODE
+        masks[Field.GUEST_CS_ACCESS_RIGHTS] &= ~_TYPE
     for field, others in _RIGHTS_FIELDS.items():
         if all(side.get(field, 0) & _UNUSABLE for side in sides):
             masks |= dict.fromkeys(others, 0)

@@ -7,10 +7,15 @@ from typing import Any
 
 from vtx.bits import MASK32
 
-__all__ = ["CODE", "GUEST_64", "TIGER_LAKE", "VMCS_REGION", "VMXON_REGION", "guest_memory"]
+__all__ = [
+    "CODE", "GUEST_64", "HANDLERS", "HANDLER_BYTES", "TIGER_LAKE", "VMCS_REGION", "VMXON_REGION",
+    "guest_memory",
+]  # fmt: skip
 
 VMXON_REGION, VMCS_REGION = 0x1000, 0x2000
-CODE, _HANDLERS, _STACK = 0x6_0000, 0x6_1000, 0x6_6000
+CODE, HANDLERS, _STACK = 0x6_0000, 0x6_1000, 0x6_6000
+#: Handler of vector 0 stands first, that of vector 1 so far behind it.
+HANDLER_BYTES = 16
 _SHADOW_BIT = 1 << 31
 _EPT, _EPT_PDPT, _EPT_PD = 0x3_0000, 0x3_1000, 0x3_2000
 _PML4, _PDPT, _PD, _PAGE_DIRECTORY_32 = 0x4_0000, 0x4_1000, 0x4_2000, 0x4_3000
@@ -139,7 +144,7 @@ def _descriptor_tables() -> dict[int, bytes]:
     )  # fmt: skip
     gates_64, gates_32 = b"", b""
     for vector in range(256):
-        handler = _HANDLERS + 16 * vector
+        handler = HANDLERS + HANDLER_BYTES * vector
         low, high = handler & 0xFFFF, handler >> 16
         gates_64 += struct.pack("<HHBBHII", low, 0x08, 0, 0xEE, high, 0, 0)
         gates_32 += struct.pack("<HHBBH", low, 0x18, 0, 0xEE, high)
@@ -168,7 +173,7 @@ def guest_memory(revision: int) -> dict[int, bytes]:
     """
     large = struct.pack("<512Q", *[n << 21 | 0x87 for n in range(512)])
     return {
-        0: b"".join(struct.pack("<HH", 16 * n, _HANDLERS >> 4) for n in range(256)),
+        0: b"".join(struct.pack("<HH", 16 * n, HANDLERS >> 4) for n in range(256)),
         0x3000: struct.pack("<I", revision),
         0x4000: struct.pack("<I", revision | _SHADOW_BIT),
         _EPT: struct.pack("<Q", _EPT_PDPT | 7),
@@ -184,5 +189,5 @@ def guest_memory(revision: int) -> dict[int, bytes]:
         _PAE_PD: large,
         **_descriptor_tables(),
         CODE: _CPUID * 2048,
-        _HANDLERS: _CPUID * 2048,
+        HANDLERS: _CPUID * 2048,
     }

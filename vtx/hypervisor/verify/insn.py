@@ -46,6 +46,10 @@ _HARDWARE_EXCEPTION = 3
 _VMX_OPERANDS = frozenset({ExitReason.VMREAD, ExitReason.VMWRITE, ExitReason.LDTR_TR})
 _RANDOM = frozenset({ExitReason.RDRAND, ExitReason.RDSEED})
 _IS_REGISTER = 1 << 10
+#: They read 6 or 10 bytes: in which order is not defined, nor at which of them they fault.
+_TABLE_LOADS, _TABLE_BYTES = frozenset({"lgdt", "lidt"}), 10
+#: Interruption information: valid, hardware exception, #PF.
+_PAGE_FAULT = 0x8000_030E
 _SEGMENT_BITS, _UNUSED_RANDOM_BITS, _OPERAND_SIZE = 0x3_8000, 0x780, 0x1800
 #: Instructions whose result is the time or chance.
 _NO_VALUE = frozenset({"rdtsc", "rdtscp", "rdrand", "rdseed", "rdpmc"})
@@ -160,11 +164,22 @@ def _reads_time(steps: list[Instruction], case: Mapping[str, Any]) -> bool:
     return name in _NO_VALUE or reads_msr
 
 
+def _distance(ours: Verdict, theirs: Verdict) -> int:
+    """Return how far apart the addresses of two page faults are; 0 for anything else."""
+    for side in (ours, theirs):
+        if side.get("exit_intr_info", 0) & 0x8000_07FF != _PAGE_FAULT:
+            return 0
+    if "exit_qualification" not in ours or "exit_qualification" not in theirs:
+        return 0
+    return abs(int(ours["exit_qualification"]) - int(theirs["exit_qualification"]))
+
+
 def mask_undefined(ours: Verdict, theirs: Verdict, steps: list[Instruction]) -> None:
     """Leave out what the manual does not define for the exit that theirs is."""
     reason = theirs.get("exit_reason", 0) & 0xFFFF
     information = theirs.get("exit_instr_info", 0)
     names = {step.name for step in steps}
+    same_operand = bool(names & _TABLE_LOADS) and 0 < _distance(ours, theirs) < _TABLE_BYTES
     for side in (ours, theirs):
         kind = theirs.get("exit_intr_info", 0) >> 8 & 7
         if reason == ExitReason.EXCEPTION_OR_NMI and kind == _HARDWARE_EXCEPTION:
@@ -172,6 +187,8 @@ def mask_undefined(ours: Verdict, theirs: Verdict, steps: list[Instruction]) -> 
         if reason in (ExitReason.EPT_VIOLATION, ExitReason.EPT_MISCONFIGURATION):
             side.pop("exit_instr_len", None)
         if reason in _VMX_OPERANDS and information & _IS_REGISTER:
+            side.pop("exit_qualification", None)
+        if same_operand:
             side.pop("exit_qualification", None)
         if "exit_instr_info" not in side:
             continue

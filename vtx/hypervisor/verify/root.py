@@ -15,16 +15,19 @@ from vtx.hypervisor.verify.golden import VMCS_REGION, VMXON_REGION
 from vtx.hypervisor.verify.judgement import Skip, Verdict
 from vtx.hypervisor.verify.machines import BareMachine, contents
 from vtx.machine.assembly import parse_instruction
+from vtx.machine.context import Access
 from vtx.machine.decoding import DecodeError, decode
 from vtx.machine.program import Instruction
 from vtx.machine.registers import Segment
+from vtx.machine.walk import WalkStatus
 from vtx.rules.control_registers import ControlState, cr0_fault, cr4_fault
 from vtx.rules.execution_data import EFFECTS as DATA_EFFECTS
 from vtx.rules.exiting_information import operand_offset
+from vtx.rules.transitions_context import root_context
 
 __all__ = ["RootReplayer"]
 
-_GP, _UD = 13, 6
+_GP, _PF, _UD = 13, 14, 6
 _CODE = 0x9_0800
 _VMCS_POINTER, _VMXON_POINTER = 0x8_1F00, 0x8_1F08
 _STATUS = 0x8D5
@@ -83,6 +86,7 @@ class RootReplayer:
         try:
             while code:
                 instruction = _decode(code, mode, regs.rip)
+                _fetch(cpu, regs.rip)
                 execute(cpu, instruction)
                 code = code[instruction.length :]
                 regs.rip += instruction.length
@@ -103,6 +107,15 @@ def _decode(code: bytes, mode: int, rip: int) -> Instruction:
         return decode(code, mode, rip)
     except DecodeError:
         raise Skip("the host executes code that is not in the instruction table") from None
+
+
+def _fetch(cpu: Cpu, rip: int) -> None:
+    """Raise the page fault of an instruction whose code cannot be fetched."""
+    regs = cpu.regs
+    linear = rip if regs.in_64bit_mode else regs.cs.base + rip & MASK32
+    walk = cpu.mmu.translate(root_context(cpu), linear, Access.FETCH)
+    if walk.status is WalkStatus.PAGE_FAULT:
+        raise GuestFault(_PF, walk.error_code, "instruction fetch", address=linear)
 
 
 def _set(cpu: Cpu, name: str, value: Any) -> None:
