@@ -377,15 +377,15 @@ _row("senduipi", "senduipi", None, "send a user interrupt",
 # Instructions that VMX non-root operation does not change.
 _row("load", None, None, "read memory",
      ("load address:a", "W 8B /r"), ("load destination:r64, address:a", "W 8B /r"),
-     ("mov destination:r, address:m", "osz 8B /r"),
-     ("mov destination:r8, address:m", "8A /r", {"size": 1}), size="")
+     ("mov destination:r8, address:m", "8A /r", {"size": 1}),
+     ("mov destination:r, address:m", "osz 8B /r"), size="")
 _row("store", None, None, "write memory",
      ("store address:a", "W 89 /r"), ("store address:a, source:r64", "W 89 /r"),
-     ("mov address:m, source:r", "osz 89 /r"),
-     ("mov address:m, source:r8", "88 /r", {"size": 1}), size="", value="")
+     ("mov address:m, source:r8", "88 /r", {"size": 1}),
+     ("mov address:m, source:r", "osz 89 /r"), size="", value="")
 _row("modify", None, None, "read memory, add to it, write it",
-     ("modify address:a", "W 01 /r"), ("add address:m, source:r", "osz 01 /r"),
-     ("add address:m, source:r8", "00 /r", {"size": 1}),
+     ("modify address:a", "W 01 /r"), ("add address:m, source:r8", "00 /r", {"size": 1}),
+     ("add address:m, source:r", "osz 01 /r"),
      size="", value="")
 _row("fetch", None, None, "refer to memory as an instruction fetch does",
      ("fetch address:a", "90"), size="")

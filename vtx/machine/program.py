@@ -37,8 +37,8 @@ __all__ = [
 #: Operands that any instruction may have beside its own: prefixes and the parts of a memory
 #: operand. Registers are numbers, sizes are bytes.
 MODIFIERS = frozenset(
-    {"rep", "lock", "high_byte", "segment", "base", "index", "scale", "displacement", "address_size",
-     "operand_size", "rip_relative"}
+    {"rep", "lock", "segment", "base", "index", "scale", "displacement", "address_size",
+     "operand_size", "high_byte", "rip_relative"}
 )  # fmt: skip
 
 #: No step accesses more memory at once: a page.

@@ -93,7 +93,7 @@ class MachineCode(Program):
     """
 
     #: Only a VM exit ends it: a handler that faults goes on until its stack has done damage.
-    most_handlers = _MOST_STEPS
+    most_handlers = 1 << 16
 
     def __init__(self, processor: Processor) -> None:
         operations: Any = _Operations(processor)

@@ -18,7 +18,8 @@ from vtx.facts.msrs import Msr
 from vtx.hypervisor.verify.golden import HANDLER_BYTES, HANDLERS
 from vtx.hypervisor.verify.judgement import Verdict
 from vtx.machine.decoding import decode
-from vtx.machine.registers import Activity
+from vtx.machine.registers import Activity, Rflags
+from vtx.rules.injected import EventType
 
 __all__ = ["DEVIATIONS", "Deviation", "deviations_of"]
 
@@ -35,6 +36,8 @@ _GP_FAULT = 0x8000_0B0D
 _EPT_VIOLATION = 48
 _DEFAULT_SIZE = 1 << 14
 _PML_INDICES = 512
+#: Blocking by MOV SS; of pending debug exceptions: enabled breakpoint, BS.
+_MOV_SS, _DELIVERED = 1 << 1, 0x5000
 #: VM-instruction error of INVEPT and INVVPID, the exceptions that reading their operand may raise.
 _INVALID_OPERAND, _DESCRIPTOR_FAULTS = 28, frozenset({12, 13, 14})
 _VMCALL = b"\x0f\x01\xc1"
@@ -220,6 +223,12 @@ def _field(case: Case, field: Field) -> int:
     return int(case.get("delta", {}).get(f"{int(field):04x}", 0))
 
 
+def _injected_type(case: Case) -> int | None:
+    """Return the type of the event that VM entry injects."""
+    word = _field(case, Field.VM_ENTRY_INTERRUPTION_INFORMATION)
+    return word >> 8 & 7 if word >> 31 else None
+
+
 @_deviation(
     "enabled_breakpoint_alone",
     "Delivery of Pending Debug Exceptions after VM Entry",
@@ -267,6 +276,34 @@ def _violation_on_guest_table(case: Case, ours: Verdict, theirs: Verdict) -> boo
         number = int(Field.EXIT_QUALIFICATION)
         expected["post"] = theirs["post"] | {number: qualification | 1}
     return ours == expected
+
+
+@_deviation(
+    "injected_interrupt_checks_iopl",
+    "Details of Vectored-Event Injection",
+    "If a software interrupt is injected into a guest in virtual-8086 mode, no #GP can occur due "
+    "to RFLAGS.IOPL < 3.",
+    tagged=False,
+)
+def _injected_into_v8086(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    flags = _field(case, Field.GUEST_RFLAGS)
+    if not flags & Rflags.VM or flags & Rflags.IOPL == Rflags.IOPL:
+        return False
+    return _injected_type(case) == EventType.SOFTWARE_INTERRUPT
+
+
+@_deviation(
+    "software_event_behind_mov_ss",
+    "Delivery of Pending Debug Exceptions after VM Entry",
+    "Pending debug exceptions are dropped behind an injected software interrupt or software "
+    "exception only without blocking by MOV SS; with it the #DB follows.",
+    tagged=False,
+)
+def _debug_behind_mov_ss(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    blocking = _field(case, Field.GUEST_INTERRUPTIBILITY_STATE) & _MOV_SS
+    pending = _field(case, Field.GUEST_PENDING_DEBUG_EXCEPTIONS) & _DELIVERED
+    software = (EventType.SOFTWARE_INTERRUPT, EventType.SOFTWARE_EXCEPTION)
+    return bool(blocking and pending) and _injected_type(case) in software
 
 
 @_deviation(
