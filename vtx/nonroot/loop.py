@@ -38,6 +38,8 @@ _STI_OR_MOV_SS = 3
 #: VIF and VIP.
 _VIRTUAL_INTERRUPT = 3 << 19
 _SINGLE_STEP = 1 << 14
+#: Pending debug exceptions that are more than notes: bus lock, enabled breakpoint, BS, RTM.
+_DELIVERED = 1 << 11 | 1 << 12 | _SINGLE_STEP | 1 << 16
 #: Single-step on branches, in IA32_DEBUGCTL.
 _BTF = 1 << 1
 _FETCH = Access.FETCH
@@ -267,6 +269,8 @@ class Guest:
         processor.events.count(Counted.GUEST_INSTRUCTION)
         if blocking:
             regs.interruptibility_state &= ~blocking
+        if not regs.pending_debug_exceptions & _DELIVERED:
+            regs.pending_debug_exceptions = 0  # breakpoints that were not enabled
         if processor.watched is not None:
             regs.pending_debug_exceptions |= conditions_of(processor, instruction)
         if flags & (_TF | _RF) and processor.delivered is None:

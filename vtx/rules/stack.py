@@ -28,6 +28,9 @@ _MASK16 = 0xFFFF
 def within_limit(segment: Segment, offset: int, size: int) -> bool:
     """Tell whether `size` bytes at `offset` lie in a segment, expand-down ones included."""
     last = offset + size - 1
+    if segment.limit == MASK32 and segment.type & 0xC != 0x4:
+        # Beyond a limit of FFFFFFFFH an access may or may not fault ("Limit Checking"): it wraps.
+        return True
     if segment.type & 0xC == 0x4:  # expand-down data: what is above the limit
         top = MASK32 if segment.access_rights & _BIG else _MASK16
         return offset > segment.limit and last <= top
@@ -114,24 +117,34 @@ class Stack:
             raise GuestFault(_SS, self._error, f"stack offset {offset:#x} is beyond its segment")
         return segment.base + offset & MASK32
 
+    def _pieces(self, offset: int, size: int) -> list[tuple[int, int, int]]:
+        """Return linear addresses and the bytes of an item there: two where 32 bits wrap."""
+        linear = self.linear(offset, size)
+        below = MASK32 + 1 - linear
+        if self._long or below >= size:
+            return [(linear, 0, size)]
+        return [(linear, 0, below), (0, below, size)]
+
     def push(self, value: int, size: int) -> None:
         """Push the low `size` bytes of `value`."""
         pointer = self.pointer
         top = pointer - size & self._mask
         content = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
-        write(
-            self._processor,
-            self.linear(top, size),
-            content,
-            supervisor=self._supervisor,
-            delivery=self._delivery,
-        )
+        for linear, start, stop in self._pieces(top, size):
+            write(
+                self._processor,
+                linear,
+                content[start:stop],
+                supervisor=self._supervisor,
+                delivery=self._delivery,
+            )
         self.pointer = pointer & ~self._mask | top
 
     def pop(self, size: int) -> int:
         """Pop `size` bytes."""
         pointer, mask = self.pointer, self._mask
-        raw = read(self._processor, self.linear(pointer & mask, size), size)
+        pieces = self._pieces(pointer & mask, size)
+        raw = b"".join(read(self._processor, at, stop - start) for at, start, stop in pieces)
         self.pointer = pointer & ~mask | pointer + size & mask
         return int.from_bytes(raw, "little")
 

@@ -307,6 +307,19 @@ def _debug_behind_mov_ss(case: Case, ours: Verdict, theirs: Verdict) -> bool:
 
 
 @_deviation(
+    "pending_debug_wakes_hlt",
+    "HLT",
+    "A debug exception resumes execution of a processor in the HLT state; one that is pending "
+    "after VM entry is delivered.",
+    tagged=False,
+)
+def _debug_wakes(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    pending = _field(case, Field.GUEST_PENDING_DEBUG_EXCEPTIONS) & _DELIVERED
+    in_hlt = _field(case, Field.GUEST_ACTIVITY_STATE) == Activity.HLT
+    return bool(pending) and in_hlt and theirs.get("kind") == "idle"
+
+
+@_deviation(
     "pml_full_without_update",
     "Page-Modification Logging",
     "The PML index is examined when an access first needs to set an accessed or dirty flag for "
