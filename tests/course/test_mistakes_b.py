@@ -75,6 +75,18 @@ MISTAKES: dict[str, list[tuple[str, str, str]]] = {
         ('cpu.ept.map(0, size="1G")', "pass", "map the guest's memory before it runs"),
         ("    cpu.exiting.ports = {port}\n", "", "the set of ports that exit"),
     ],
+    "14": [
+        (
+            "trial(cpl=0), trial(cpl=0, **OTHER)",
+            "trial(cpl=3), trial(cpl=3, **OTHER)",
+            "at CPL 3 it",
+        ),
+        ("one.seen != other.seen", "False", "it stores the"),
+        ('    "task_switched": True,\n', "", "two machines may differ in CR0.TS"),
+        ("one.changed or other.changed or", "one.changed or", "something to clear"),
+        ("privileged = trial(cpl=3)", "privileged = trial(cpl=0)", "only a trial at CPL 3 can"),
+        ("return privileged, changes", "return changes", "(privileged, sensitive)"),
+    ],
 }
 CASES = [(lesson, *case) for lesson, cases in MISTAKES.items() for case in cases]
 
