@@ -147,3 +147,11 @@ def test_the_command_from_beginning_to_end(tmp_path: Path) -> None:
 def test_wrong_use(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     done = vtx(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_the_line_is_named_for_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("def handle(cpu, exit):\n    1 / 0\n")
+    assert "line 2, in handle" in check(find_lesson("05"), "mine.py", 1)[-1].what

@@ -117,7 +117,7 @@ MISTAKES = [
     # Lesson 06: masks, shadows, bitmaps.
     ("06", "GUEST_HOST_MASK, owned)", "GUEST_HOST_MASK, ~owned & 0xFFFF_FFFF)", "a 1 is the VMM's"),
     ("06", "        cpu.vmwrite(Field.CR0_READ_SHADOW, value)\n", "", "as it has written it"),
-    ("06", "getattr(cpu.guest, exit.cr.register)", "cpu.guest.rax", "exit.cr.register names"),
+    ("06", "cpu.guest[exit.cr.register]", "cpu.guest.rax", "exit.cr.register names"),
     ("06", "        cpu.guest.cr0 = cpu.guest.cr0 & mask | value & ~mask\n", "", "the same MOV"),
     ("06", "cpu.guest.cr0 & mask | value & ~mask", "value", "the owned bits as they were"),
     ("06", "controls | Proc1.USE_TSC_OFFSETTING", "controls", 'the control "use TSC offsetting"'),

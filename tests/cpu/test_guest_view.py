@@ -325,3 +325,23 @@ def test_any_exit_has_details(reason: ExitReason, qualification: int, informatio
         assert getattr(details, name) == value
         assert details.meaning(name)
     assert repr(details).startswith("<")
+
+
+def test_registers_by_name(cpu: Cpu) -> None:
+    cpu.guest["rbx"] = 7
+    cpu.guest["rsp"] = 0x9000
+    assert (cpu.guest.rbx, cpu.guest["rsp"], cpu.vmread(Field.GUEST_RSP)) == (7, 0x9000, 0x9000)
+    with pytest.raises(UnknownName, match="did you mean rax"):
+        cpu.guest["eax"]
+    with pytest.raises(UnknownName):
+        cpu.guest["memory"] = b""
+
+
+def test_one_element_is_no_set(cpu: Cpu) -> None:
+    with pytest.raises(InputError, match=r"one element.*write \{'#PF'\}"):
+        cpu.exiting.exceptions = "#PF"
+    with pytest.raises(InputError, match="one element"):
+        cpu.exiting.ports |= 5
+    with pytest.raises(InputError, match=r"not one I/O port.*update"):
+        cpu.exiting.ports.add(range(8))
+    assert not cpu.exiting.exceptions

@@ -7,6 +7,7 @@ guests that differ from run to run (:attr:`Lab.random`), and says what it found 
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,8 @@ __all__ = ["Lab", "Remark", "StudentError", "Watched"]
 
 #: More exits than any guest of the exercises makes.
 _MOST_EXITS = 20_000
+#: Numbers are shown in hexadecimal where that makes a difference.
+_LAST_DIGIT = 9
 
 
 class StudentError(Exception):
@@ -308,9 +311,9 @@ def _explain(error: Exception) -> str:
 
 def _line(error: BaseException, path: str) -> str:
     """Return the last line of the student's file that the exception went through."""
-    line, trace = None, error.__traceback__
+    line, trace, file = None, error.__traceback__, os.path.abspath(path)
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == path:
+        if trace.tb_frame.f_code.co_filename == file:
             line = trace.tb_lineno
         trace = trace.tb_next
     return f"line {line}, " if line is not None else ""
@@ -319,4 +322,4 @@ def _line(error: BaseException, path: str) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value)
-    return f"{value:#x}" if isinstance(value, int) else repr(value)
+    return f"{value:#x}" if isinstance(value, int) and value > _LAST_DIGIT else repr(value)

@@ -140,6 +140,7 @@ class _NumberSet(MutableSet[Any]):
 
     def update(self, elements: Iterable[Any]) -> None:
         """Let all of `elements` exit."""
+        _several(elements)
         for number in [self._number(element) for element in elements]:
             self._put(number, True)
 
@@ -159,7 +160,17 @@ class _NumberSet(MutableSet[Any]):
         return f"<{self._what} that exit: {{{shown}{more}}}>"
 
 
+def _several(elements: object) -> None:
+    """Refuse what is one element: a string would be taken for its characters."""
+    if isinstance(elements, str | int):
+        raise InputError(
+            f"{elements!r} is one element, where a set is wanted", hint=f"write {{{elements!r}}}"
+        )
+
+
 def _in_range(what: str, element: Any, limit: int) -> int:
+    if isinstance(element, Iterable) and not isinstance(element, str):
+        raise InputError(f"{element!r} is not one {what}", hint="several are added with update()")
     if not isinstance(element, int) or isinstance(element, bool) or not 0 <= element < limit:
         raise InputError(f"{element!r} is no {what}", hint=f"0 to {limit - 1:#x}")
     return int(element)
@@ -439,6 +450,7 @@ class ExitingSets:
         current = getattr(self, name)
         if isinstance(elements, type(current)) and elements._vmcs is self._vmcs:
             return  # what `cpu.exiting.ports |= {...}` ends with
+        _several(elements)
         wanted = list(elements)
         current.clear()
         current |= wanted

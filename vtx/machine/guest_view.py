@@ -124,6 +124,10 @@ class GuestView:
     linear : GuestLinear
         Bytes by linear address, translated by the guest's page tables.
 
+    Notes
+    -----
+    A register whose name an exit tells is ``cpu.guest[exit.cr.register]``.
+
     Examples
     --------
     >>> import vtx
@@ -236,6 +240,21 @@ class GuestView:
                 setattr(view, part, getattr(value, part))
         else:
             raise AttributeError(str(UnknownName("register of a guest", name, _NAMES)))
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the register with this name: ``guest[exit.cr.register]``."""
+        self._known(name)
+        return getattr(self, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Set the register with this name."""
+        self._known(name)
+        setattr(self, name, value)
+
+    @staticmethod
+    def _known(name: str) -> None:
+        if name not in _NAMES:
+            raise UnknownName("register of a guest", name, _NAMES)
 
     def __dir__(self) -> list[str]:
         return [*_NAMES, "linear", "memory"]

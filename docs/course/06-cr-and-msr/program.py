@@ -21,7 +21,7 @@ GUEST = """
 def handle(cpu: vtx.Cpu, exit: vtx.Exit) -> None:
     """Keep TS 0, show the guest what it wrote; answer the MSR."""
     if exit.reason is ExitReason.CONTROL_REGISTER_ACCESS:
-        shadow = 0 if exit.cr.access == "clts" else getattr(cpu.guest, exit.cr.register)
+        shadow = 0 if exit.cr.access == "clts" else cpu.guest[exit.cr.register]
         cpu.vmwrite(Field.CR0_READ_SHADOW, shadow & TS)
         text = f"{exit.cr.access} CR{exit.cr.number}"
         print(f"{text}: shadow TS {shadow >> 3 & 1}, real TS {cpu.guest.cr0 >> 3 & 1}")

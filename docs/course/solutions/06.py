@@ -21,7 +21,7 @@ def handle(cpu: vtx.Cpu, exit: vtx.Exit) -> None:
     """Handle MOV to CR0, RDMSR and WRMSR."""
     if exit.reason is ExitReason.CONTROL_REGISTER_ACCESS:
         mask = cpu.vmread(Field.CR0_GUEST_HOST_MASK)
-        value = getattr(cpu.guest, exit.cr.register)
+        value = cpu.guest[exit.cr.register]
         cpu.vmwrite(Field.CR0_READ_SHADOW, value)
         cpu.guest.cr0 = cpu.guest.cr0 & mask | value & ~mask
     elif exit.reason is ExitReason.RDMSR:
