@@ -54,7 +54,7 @@ def _facts(report: ExitReport) -> list[tuple[str, str]]:
     if report.span_ns:
         seconds = report.span_ns / 1e9
         facts += [
-            ("Recorded", f"{seconds:,.3f} s"),
+            ("Recorded", f"{seconds:,.3f} s" if seconds >= 1 else f"{seconds * 1e3:,.3f} ms"),
             ("Exits a second", f"{report.total.samples / seconds:,.0f}"),
         ]
     idle = sum(r.times.total for r in report.rows if r.number == _IDLE and r.times)

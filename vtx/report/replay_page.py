@@ -107,7 +107,7 @@ def _figures(
     ledger: Ledger, recorder: Recorder, comparison: Comparison | None
 ) -> list[Figure | None]:
     names = {reason: reason_name(reason) for reason, _ in recorder.tallies}
-    found = [figures.over_time(recorder.over_time, names, "guest steps and exits", 1)]
+    found = [figures.over_time(recorder.over_time, names, "exits and guest steps", 1)]
     if ledger.priced:
         note = "Cycles by exit reason and category; choose a part to see its exits."
         found.append(figures.flame(flame_of(ledger), "cycles", note))
