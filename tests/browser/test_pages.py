@@ -70,7 +70,9 @@ def test_nothing_sticks_out_of_the_window(tab: Tab, replay: Path) -> None:
     for width in (400, 700, 1300):
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         tab.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        assert tab.run("return document.documentElement.scrollWidth <= window.innerWidth"), width
+        until = time.monotonic() + 5  # charts follow the window a moment later
+        while not tab.run("return document.documentElement.scrollWidth <= window.innerWidth"):
+            assert time.monotonic() < until, width
 
 
 def test_keyboard_walks_the_exits(tab: Tab, replay: Path) -> None:

@@ -69,7 +69,7 @@ class Exits(Command):
         parser.add_argument(
             "--baseline", metavar="OTHER", help="show what changed from another trace to this"
         )
-        add_output_arguments(parser, (*FORMATS, "html"))
+        add_output_arguments(parser, (*FORMATS, "html", "perfetto"))
 
     def run(self, args: argparse.Namespace) -> int:
         """Read the trace and print its exits."""
@@ -78,10 +78,11 @@ class Exits(Command):
         if details is None:
             short = output.format in ("table", "html")
             details = _TABLE_DETAILS if short else _ALL_DETAILS
-        if output.format == "html":
-            from vtx.commands.report_pages import write_exits
+        if output.format in ("html", "perfetto"):
+            from vtx.commands.report_pages import write_exits, write_perfetto
 
-            report = write_exits(output, args, _views(args), details)
+            write = write_exits if output.format == "html" else write_perfetto
+            report = write(output, args, _views(args), details)
             print(f"vtx: {report.name}: {report.lines}", file=sys.stderr)
             return FINE
         if args.baseline is None:

@@ -6,8 +6,8 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any
 
 from vtx.errors import UsageError, VtxError
 
@@ -86,6 +86,33 @@ class Output:
         else:
             self.write("\n\n".join(map(str, tables)) + "\n")
 
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[IO[str]]:
+        """Open the result for writing piece by piece; it appears whole, or not at all.
+
+        Yields
+        ------
+        file of text
+            A temporary file, which takes the result's place if nothing is raised.
+        """
+        import shutil
+        import tempfile
+
+        if self.path is not None and (self.path.is_file() or not self.path.exists()):
+            with self._writing(self.path), self._beside(self.path.resolve()) as file:
+                yield file
+            return
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+            yield file
+            file.seek(0)
+            if self.path is not None:
+                with self._writing(self.path), open(self.path, "w", encoding="utf-8") as target:
+                    shutil.copyfileobj(file, target)
+            elif sys.stdout is None:
+                raise VtxError("standard output is closed")
+            else:
+                shutil.copyfileobj(file, sys.stdout)
+
     def write(self, text: str) -> None:
         """Write the result, whole or not at all."""
         if self.path is None:
@@ -94,24 +121,33 @@ class Output:
             sys.stdout.write(text)
             return
         path = self.path
-        try:
+        with self._writing(path):
             if path.exists() and not path.is_file():
                 path.write_text(text, encoding="utf-8")  # a device or a pipe has no old content
-            else:
-                self._replace(path.resolve(), text)
+                return
+            with self._beside(path.resolve()) as file:
+                file.write(text)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _writing(path: Path) -> Iterator[None]:
+        """Say in one sentence why a file cannot be written."""
+        try:
+            yield
         except FileExistsError:
             raise UsageError(f"{path} exists (--force overwrites it)") from None
         except OSError as error:
             raise VtxError(f"cannot write {path}: {error.strerror or error}") from None
 
-    def _replace(self, path: Path, text: str) -> None:
+    @contextlib.contextmanager
+    def _beside(self, path: Path) -> Iterator[IO[str]]:
         """Write beside `path`, then move into place: readers never see half a file."""
         import tempfile
 
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             mask = os.umask(0)

@@ -48,7 +48,7 @@ class Replay(Command):
             metavar="P",
             help=f"CPU profile, by name or YAML file (default: the trace's, or {DEFAULT_PROFILE})",
         )
-        add_output_arguments(parser, (*FORMATS, "html"))
+        add_output_arguments(parser, (*FORMATS, "html", "perfetto"))
 
     def run(self, args: argparse.Namespace) -> int:
         """Run the trace and print its exits."""
@@ -63,6 +63,8 @@ class Replay(Command):
         vmm = load_handlers(args.handlers)
         if output.format == "html":
             return _write_page(output, trace, profile, vmm, args.handlers)
+        if output.format == "perfetto":
+            return _write_perfetto(output, trace, profile, vmm, args.handlers)
         with Progress("running") as progress, blame_handlers(args.handlers):
             run = replay(trace, profile.shape, vmm=vmm, progress=progress.update)
         ledger = price(run, profile)
@@ -98,6 +100,22 @@ def _write_page(
     expectations = _expectations(run) if run.results else None
     page = replay_page(run, price(run, profile), recorder, comparison, expectations)
     output.write(render(page))
+    return _verdict(run)
+
+
+def _write_perfetto(
+    output: Output, trace: Trace, profile: Profile, vmm: VmmLoop | None, handlers: str | None
+) -> int:
+    """Run the trace and write its exits, while they happen, as a trace over time."""
+    from vtx.hypervisor.replay import replay
+    from vtx.report.perfetto import ReplayTrace
+    from vtx.report.recorder import Recorder
+
+    with output.stream() as file, Progress("running") as progress, blame_handlers(handlers):
+        written = ReplayTrace(file, trace.name, profile)
+        recorder = Recorder(lambda reason, counts: 0.0, written.each, keep=False)
+        run = replay(trace, profile.shape, vmm=vmm, progress=progress.update, observer=recorder)
+        written.close()
     return _verdict(run)
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vtx.lab.compare import Comparison
-from vtx.lab.ledger import Ledger, price
+from vtx.lab.ledger import Ledger, Row, price
 from vtx.lab.profile import Profile, Status
 from vtx.report.figures import Bar, Part
 
 if TYPE_CHECKING:
     from vtx.lab.exit_compare import ExitComparison
 
-__all__ = ["bars_of", "exit_cycles", "flame_of", "ledger_bounds", "recorded_bars"]
+__all__ = ["bars_of", "exit_cycles", "exit_row", "flame_of", "ledger_bounds", "recorded_bars"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class _One:
     translation: Mapping[str, int]
 
 
-def exit_cycles(profile: Profile, reason: int, counts: Sequence[int]) -> float:
-    """Return what one exit costs: the ledger's figure for a run that has only this exit.
+def exit_row(profile: Profile, reason: int, counts: Sequence[int]) -> Row:
+    """Return what one exit costs: the ledger's row for a run that has only this exit.
 
     Parameters
     ----------
@@ -40,10 +40,14 @@ def exit_cycles(profile: Profile, reason: int, counts: Sequence[int]) -> float:
     reason : int
         Basic exit reason.
     counts : sequence of int
-        By :class:`~vtx.machine.events.Event`.
+        By :class:`~vtx.machine.events.Event`; at least one is not 0.
     """
-    ledger = price(_One(_Counts({reason: counts}), {}), profile)
-    return float(sum(row.cycles for row in ledger.rows))
+    return price(_One(_Counts({reason: counts}), {}), profile).rows[0]
+
+
+def exit_cycles(profile: Profile, reason: int, counts: Sequence[int]) -> float:
+    """Return the cycles of :func:`exit_row`."""
+    return float(exit_row(profile, reason, counts).cycles)
 
 
 def ledger_bounds(ledger: Ledger) -> tuple[float, float, float]:

@@ -31,10 +31,11 @@ FIRST, DEAREST = 1000, 200
 _OWN = (Event.VM_EXIT, Event.FAULT_EXIT, Event.ENTRY_FAILURE)
 _WALKS = 3
 _RIP = Field.GUEST_RIP
+_NOTHING: Mapping[int, int] = {}
 
 
 class Recorded(NamedTuple):
-    """One exit; `counts` is the number of its counts in :attr:`Recorder.vectors`."""
+    """One exit; `counts` is the number of its counts in :attr:`Recorder.vectors`, if it is kept."""
 
     processor: int
     step: int
@@ -76,6 +77,8 @@ class Recorder:
         :class:`~vtx.machine.events.Event`; in any unit, it only orders exits.
     each : callable, optional
         ``each(sequence, recorded, counts)``: told of every exit when its handling is over.
+    keep : bool
+        Keep exits, statistics, differences and walks; otherwise `each` alone is told.
 
     Attributes
     ----------
@@ -95,7 +98,10 @@ class Recorder:
         self,
         cost: Callable[[int, Sequence[int]], float],
         each: Callable[[int, Recorded, Sequence[int]], None] | None = None,
+        *,
+        keep: bool = True,
     ) -> None:
+        self._keep = keep
         self._cost = cost
         self._each = each
         self.exits: list[Recorded] = []
@@ -137,22 +143,24 @@ class Recorder:
             information.instruction_information,
             0,
         )
-        self.over_time.add(reason, cpu.steps + self.count)
+        if self._keep:
+            self.over_time.add(reason, cpu.steps + self.count)
         if information.guest_linear_address:
             self._addresses[information.guest_linear_address] = "of the last exit with an address"
-        values = self._values(cpu)
+        values = self._values(cpu) if self._keep else _NOTHING
         before = self._entered.pop(cpu.number, values)
         self._pending = _Pending(self.count, recorded, tuple(own), before, values)
         self.count += 1
 
     def entry(self, cpu: Cpu) -> None:
         """See what a handled exit left behind."""
-        self._entered[cpu.number] = self._values(cpu)
+        if self._keep:
+            self._entered[cpu.number] = self._values(cpu)
 
     def finished(self, cpu: Cpu) -> None:
         """Close the last exit, and walk some addresses in the guest as it is now."""
         self._close(cpu)
-        if cpu.context_vmcs is None:
+        if cpu.context_vmcs is None or not self._keep:
             return
         wanted = {cpu.context_vmcs[_RIP]: "of the guest's last instruction (GUEST_RIP)"}
         for address in list(self._addresses)[-1:]:
@@ -193,13 +201,19 @@ class Recorder:
             if event not in _OWN:
                 counts[event] = row[event] - seen[event]
                 seen[event] = row[event]
+        if self._each is not None:
+            self._each(pending.sequence, pending.recorded, counts)
+        if self._keep:
+            self._store(pending, counts)
+
+    def _store(self, pending: _Pending, counts: Sequence[int]) -> None:
+        """Keep a finished exit, as far as there is room."""
+        reason = pending.recorded.reason
         number = self._number(tuple(counts))
         self.tallies[reason, number] += 1
         recorded = pending.recorded._replace(counts=number)
         if len(self.exits) < KEPT:
             self.exits.append(recorded)
-        if self._each is not None:
-            self._each(pending.sequence, recorded, counts)
         self._keep_changes(pending, self._price(reason, number))
 
     def _number(self, counts: tuple[int, ...]) -> int:
