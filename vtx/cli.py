@@ -46,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         summary, _, details = (command.__doc__ or "").partition("\n\n")
         sub = commands.add_parser(
             command.name,
+            aliases=command.aliases,
             help=summary,
             description=f"{summary}\n\n{_dedent(details)}",
             formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -19,6 +19,8 @@ class Command(ABC):
 
     #: What is typed after ``vtx``.
     name: ClassVar[str]
+    #: What may be typed instead.
+    aliases: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def arguments(self, parser: argparse.ArgumentParser) -> None:

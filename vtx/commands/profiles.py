@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
 from vtx.commands.base import FINE, Command
 from vtx.commands.output import Output, add_output_arguments
+from vtx.errors import UsageError
 
 if TYPE_CHECKING:
     from vtx.lab.profile import Profile
@@ -15,21 +17,38 @@ if TYPE_CHECKING:
 __all__ = ["Profiles"]
 
 SCHEMA = "vtx.profiles/1"
+MEASURE_SCHEMA = "vtx.measure/1"
+#: What a measured profile inherits unless told otherwise.
+_PARENT = "skylake_sp"
+_MOST_REPETITIONS = 100_000
 
 
 class Profiles(Command):
-    """List the CPU profiles, or show one with the source of every figure.
+    """List the CPU profiles, show one with the source of every figure, or measure this host.
 
     A profile is the shape of a CPU (capability MSRs, address widths, TLBs) and the
     prices of its events in cycles. NAME is a profile that comes with vtx, or a YAML
-    file of your own, which is checked on the way.
+    file of your own, which is checked on the way. 'vtx profile measure -o FILE' times VM
+    exits on this machine, where /dev/kvm can be opened, and writes a profile of it.
     """
 
     name = "profiles"
+    aliases = ("profile",)
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the arguments."""
-        parser.add_argument("profile", metavar="NAME", nargs="?", help="profile or YAML file")
+        parser.add_argument(
+            "profile", metavar="NAME", nargs="?", help="profile or YAML file, or 'measure'"
+        )
+        measuring = parser.add_argument_group("measure")
+        measuring.add_argument(
+            "--inherits",
+            metavar="P",
+            help=f"profile for what is not measured: shape, TLBs, walks (default: {_PARENT})",
+        )
+        measuring.add_argument(
+            "--repetitions", metavar="N", type=_repetitions, help="of each exit (default: 1000)"
+        )
         add_output_arguments(parser)
 
     def run(self, args: argparse.Namespace) -> int:
@@ -37,11 +56,46 @@ class Profiles(Command):
         from vtx.lab.profile import load_profile, load_profiles
 
         output = Output(args)
+        if args.profile == "measure":
+            _measure(output, args)
+            return FINE
+        if args.inherits is not None or args.repetitions is not None:
+            raise UsageError("--inherits and --repetitions are for 'vtx profile measure'")
         if args.profile is None:
             _write_list(output, load_profiles())
         else:
             _write_one(output, load_profile(args.profile))
         return FINE
+
+
+def _repetitions(text: str) -> int:
+    """Return a number of repetitions, as argparse wants it."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if not 10 <= number <= _MOST_REPETITIONS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 10 to 100000")
+    return number
+
+
+def _measure(output: Output, args: argparse.Namespace) -> None:
+    """Time VM exits on this machine and write a profile."""
+    from vtx.host.profile import measure_host, profile_text
+    from vtx.lab.profile import load_profile
+
+    if output.format == "csv":
+        raise UsageError("'vtx profile measure' writes a profile (YAML) or --format json, not CSV")
+    parent = _PARENT if args.inherits is None else args.inherits
+    load_profile(parent)
+    measurement = measure_host(args.repetitions or 1000)
+    for warning in measurement.warnings:
+        print(f"vtx: {warning}", file=sys.stderr)
+    if output.format == "json":
+        output.write_json({"schema": MEASURE_SCHEMA, **measurement.as_dict()})
+    else:
+        name = output.path.stem if output.path is not None else "measured_host"
+        output.write(profile_text(measurement, parent, name))
 
 
 def _write_list(output: Output, profiles: list[Profile]) -> None:

@@ -71,7 +71,7 @@ def rests_on(ledger: Ledger) -> str:
 
 def unpriced_text(ledger: Ledger) -> list[str]:
     """Return what the total does not hold, one sentence a line."""
-    missing = [f"Not in the total: {software}." for software in software_text([ledger])]
+    missing = [f"Not in the total: {text}." for text in software_text(ledger)]
     missing += [
         f"Not in the total: {u.count:,} {u.what} ({u.why})."
         for u in ledger.unpriced
@@ -80,9 +80,9 @@ def unpriced_text(ledger: Ledger) -> list[str]:
     return missing
 
 
-def software_text(ledgers: Sequence[Ledger]) -> list[str]:
-    """Return whose software the totals do not hold, as one text; nothing if all is priced."""
-    without = {name for ledger in ledgers for name in ledger.unpriced_software}
+def software_text(ledger: Ledger) -> list[str]:
+    """Return whose software the total does not hold, as one text; nothing if all is priced."""
+    without = ledger.unpriced_software
     guest, handlers = "the guest's own instructions", "the software of exit handlers"
     texts = {"guest_instruction": guest, "handler": handlers}
     found = [text for name, text in texts.items() if name in without]
@@ -288,8 +288,8 @@ def comparison_table(comparison: Comparison, baseline: str | None = None) -> Tab
         remarks.append(f"relative: time at the nominal clock over that of {base.profile.id}")
     if comparison.priced:
         remarks.append("measured, derived, estimated: what the total rests on")
-        software = software_text([outcome.ledger for outcome in comparison.priced])
-        remarks += [f"Not in the totals: {text}." for text in software]
+        missing = {o.profile.id: software_text(o.ledger) for o in comparison.priced}
+        remarks += _missing_anywhere(missing)
     remarks += [f"{o.profile.id}: {o.why}" for o in comparison.outcomes if o.why]
     remarks += _unpriced_anywhere(comparison)
     return Table(comparison.title, _COMPARE_COLUMNS, rows, remarks)
@@ -297,14 +297,25 @@ def comparison_table(comparison: Comparison, baseline: str | None = None) -> Tab
 
 def _unpriced_anywhere(comparison: Comparison) -> list[str]:
     """Return what totals do not hold, each thing once, with the profiles if it is not all."""
+    return _missing_anywhere(
+        {
+            outcome.profile.id: [
+                f"{entry.count:,} {entry.what} ({entry.why})"
+                for entry in outcome.ledger.unpriced
+                if entry.what not in SOFTWARE
+            ]
+            for outcome in comparison.priced
+        }
+    )
+
+
+def _missing_anywhere(missing: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return what is missing in the totals of profiles, each thing once."""
     profiles: dict[str, list[str]] = {}
-    for outcome in comparison.priced:
-        for entry in outcome.ledger.unpriced:
-            if entry.what in SOFTWARE:
-                continue
-            line = f"{entry.count:,} {entry.what} ({entry.why})"
-            profiles.setdefault(line, []).append(outcome.profile.id)
-    everywhere = len(comparison.priced)
+    for name, lines in missing.items():
+        for line in lines:
+            profiles.setdefault(line, []).append(name)
+    everywhere = len(missing)
     return [
         f"Not in the total{'s' if len(ids) == everywhere else ' of ' + ', '.join(ids)}: {line}."
         for line, ids in profiles.items()

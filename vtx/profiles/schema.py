@@ -48,7 +48,17 @@ FEATURES = (
 #: Features that end in a number: performance counters (CPUID leaf 0AH), and how many at most.
 NUMBERED_FEATURES = {"general_counters_": 32, "fixed_counters_": 16}
 
-_TOP = ("schema", "id", "inherits", "name", "microarchitecture", "nominal_ghz", "shape", "prices")
+_TOP = (
+    "schema",
+    "id",
+    "inherits",
+    "name",
+    "microarchitecture",
+    "nominal_ghz",
+    "shape",
+    "prices",
+    "measurements",
+)
 _SHAPE = ("capability_msrs", "address_widths", "features", "tlb", "data_caches")
 _TLB = ("note", "arrays", "paging_structure_caches", "guest_physical")
 _ARRAY = (
@@ -94,6 +104,8 @@ def parts_of(document: Item) -> dict[str, Part]:
         parts["nominal_ghz"] = Part(_nominal_ghz(top["nominal_ghz"]), top["nominal_ghz"])
     if "shape" in top:
         parts.update(_shape(top["shape"]))
+    if "measurements" in top:
+        top["measurements"].entries("measurements")  # for people; every price has its own source
     if "prices" in top:
         parts.update(_prices(top["prices"]))
     return parts
