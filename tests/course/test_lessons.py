@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import vtx
 from vtx.course import Lesson, find_lesson, lessons, run_exercise
 from vtx.course.runner import check
 from vtx.errors import InputError, UnknownName
@@ -43,6 +45,12 @@ def test_a_lesson_shows_what_it_says(lesson: Lesson) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == lesson.expected.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("lesson", ALL, ids=lambda lesson: lesson.number)
+def test_what_a_lesson_tells_to_look_up_is_there(lesson: Lesson) -> None:
+    for query in re.findall(r"vtx explain ([a-z0-9_.# ]+[a-z0-9_.#])", lesson.text):
+        assert vtx.explain(query)
 
 
 @pytest.mark.parametrize("lesson", with_exercise(), ids=lambda lesson: lesson.number)
@@ -118,7 +126,7 @@ def test_a_file_that_is_none(tmp_path: Path, content: bytes | None, says: str) -
 # ---- The command ----
 
 
-def vtx(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "vtx", "lab", *map(str, arguments)],
         capture_output=True,
@@ -129,23 +137,23 @@ def vtx(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_from_beginning_to_end(tmp_path: Path) -> None:
-    assert "05  CPUID" in vtx("list", cwd=tmp_path).stdout
-    assert vtx("show", "cpuid", cwd=tmp_path).stdout == find_lesson("05").text
-    assert vtx("start", "05", cwd=tmp_path).returncode == 0
-    again = vtx("start", "05", cwd=tmp_path)
+    assert "05  CPUID" in command("list", cwd=tmp_path).stdout
+    assert command("show", "cpuid", cwd=tmp_path).stdout == find_lesson("05").text
+    assert command("start", "05", cwd=tmp_path).returncode == 0
+    again = command("start", "05", cwd=tmp_path)
     assert (again.returncode, again.stdout) == (3, "")
     assert "there already" in again.stderr
-    begun = vtx("run", "05", "exercise_05.py", cwd=tmp_path)
+    begun = command("run", "05", "exercise_05.py", cwd=tmp_path)
     assert begun.returncode == 1
     assert "NO " in begun.stdout
-    done = vtx("run", "05", find_lesson("05").solution, "--seed", 3, cwd=tmp_path)
+    done = command("run", "05", find_lesson("05").solution, "--seed", 3, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("Lesson 05: done.\n")
 
 
 @pytest.mark.parametrize("arguments", [("run",), ("run", "05"), ("show",), ("dance",)])
 def test_wrong_use(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    done = vtx(*arguments, cwd=tmp_path)
+    done = command(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
 
 

@@ -114,6 +114,16 @@ MISTAKES = [
         "        if check[0] != 'g':\n            REPAIRS[check](cpu)\n",
         "the VMCS still breaks the rule",
     ),
+    # Lesson 05: CPUID.
+    (
+        "05",
+        "    cpu.regs.rax = cpu.regs.rbx = cpu.regs.rcx = cpu.regs.rdx = 0\n",
+        "    cpu.regs.rax = 0\n",
+        "leaves something in RBX, RDX: CPUID writes all four",
+    ),
+    ("05", "1 << 31", "1 << 30", "ECX[31]"),
+    ("05", '"little"', '"big"', "the first in the low byte"),
+    ("05", "cpu.regs.rax = 0x4000_0000", "cpu.regs.rax = 0", "the highest leaf"),
     # Lesson 06: masks, shadows, bitmaps.
     ("06", "GUEST_HOST_MASK, owned)", "GUEST_HOST_MASK, ~owned & 0xFFFF_FFFF)", "a 1 is the VMM's"),
     ("06", "        cpu.vmwrite(Field.CR0_READ_SHADOW, value)\n", "", "as it has written it"),

@@ -13,6 +13,7 @@ __all__ = ["check"]
 
 _VENDOR = b"TeachingVM!!"
 _HYPERVISOR = 1 << 31
+_ANSWER = ("rax", "rbx", "rcx", "rdx")
 
 
 def check(lab: Lab) -> None:
@@ -46,8 +47,19 @@ def check(lab: Lab) -> None:
         "leaf 1 sets ECX[31], by which a guest knows that it has a hypervisor",
         "cpu.regs.rcx |= 1 << 31",
     )
+    others = {
+        leaf: [name for name in _ANSWER if answers[leaf][name]]
+        for leaf in leaves
+        if leaf not in (1, 0x4000_0000)
+    }
+    for leaf, names in others.items():
+        lab.expect(
+            not names,
+            "a leaf that the hypervisor does not know is answered with zeros",
+            f"leaf {leaf:#x} leaves something in {', '.join(names).upper()}: CPUID writes all four",
+        )
     lab.expect(
-        all(answer[name] >> 32 == 0 for answer in answers.values() for name in ("rax", "rbx")),
+        all(answer[name] >> 32 == 0 for answer in answers.values() for name in _ANSWER),
         "CPUID clears the upper halves of RAX, RBX, RCX and RDX",
         "the registers hold 64 bits; keep answers below 1 << 32",
     )
