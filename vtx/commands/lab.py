@@ -69,8 +69,7 @@ def _list(all_lessons: tuple[Lesson, ...], output: Output) -> None:
     if output.format == "json":
         output.write_json({"schema": SCHEMA, "lessons": rows})
         return
-    width = max((len(row["title"]) for row in rows), default=0)
-    output.write("".join(f"{row['number']}  {row['title']:<{width}}\n" for row in rows))
+    output.write("".join(f"{row['number']}  {row['title']}\n" for row in rows))
 
 
 def _start(lesson: Lesson, path: str, output: Output) -> None:

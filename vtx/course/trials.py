@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from vtx.errors import UsageError
 from vtx.facts.controls import Proc1, Proc2
 from vtx.facts.exits import ExitReason
 from vtx.facts.fields import Field
@@ -101,6 +102,11 @@ def bench(
         Let the VMM see what it can of descriptor tables and CR0, as VT-x allows.
     **changes
         Attributes of the state that differ: ``bench("sgdt [0x7000]", cpl=0)``.
+
+    Raises
+    ------
+    UsageError
+        VM entry refuses the state.
     """
     from vtx.cpu import Cpu
     from vtx.hypervisor.trace import program
@@ -117,6 +123,8 @@ def bench(
             _watch(cpu)
         before = _system(cpu)
         exit = cpu.vmlaunch(program(f"{instruction}\nvmcall"))
+        if exit.entry_failure:
+            raise UsageError(f"no machine can be in this state: {exit.explain()}")
         reason = exit.information.reason
         fault = reason is ExitReason.EXCEPTION_OR_NMI
         done = fault or reason is ExitReason.VMCALL

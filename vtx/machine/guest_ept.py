@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vtx.errors import InputError
 from vtx.machine import image
 from vtx.machine.paging import Ept
 from vtx.machine.tables import page_shift
@@ -30,6 +31,16 @@ class GuestEpt(Ept):
             ``"4K"``, ``"2M"`` or ``"1G"``.
         **rights
             ``read``, ``write``, ``execute``, ``memory_type`` ...
+
+        Raises
+        ------
+        InputError
+            As `Ept.map`; or the size stands where the host-physical address belongs.
         """
+        if isinstance(hpa, str):
+            raise InputError(
+                f"{hpa!r} is no host-physical address",
+                hint=f'name the size: cpu.ept.map({gpa:#x}, size="{hpa}")',
+            )
         page = gpa >> page_shift(size) << page_shift(size)
         super().map(page, image.GUEST_BASE + page if hpa is None else hpa, size, **rights)
