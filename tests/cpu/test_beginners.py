@@ -41,13 +41,3 @@ def test_a_program_brings_its_handlers(cpu: Cpu) -> None:
 def test_a_size_in_the_place_of_an_address_is_named(cpu: Cpu) -> None:
     with pytest.raises(InputError, match=r'cpu.ept.map\(0x5000, size="4K"\)'):
         cpu.ept.map(0x5000, "4K")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("name", "element", "says"),
-    [("ports", 0x3F8, r"\{0x3f8\}"), ("exceptions", "#PF", r"\.add\('#PF'\)")],
-)
-def test_a_set_is_no_single_element(cpu: Cpu, name: str, element: object, says: str) -> None:
-    cpu.load(Vmcs.for_64bit_guest(cpu.shape))
-    with pytest.raises(InputError, match=says):
-        setattr(cpu.exiting, name, element)
