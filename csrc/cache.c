@@ -36,8 +36,10 @@ static void unchain(small_cache *cache, uint32_t i) {
 
 cache_entry *cache_claim(small_cache *cache, uint64_t tag) {
     cache_entry *known = cache_find(cache, tag);
-    if (known)
-        return known;
+    return known ? known : cache_replace(cache, tag);
+}
+
+cache_entry *cache_replace(small_cache *cache, uint64_t tag) {
     /* The oldest; empty entries are the oldest of all. */
     const uint32_t i = cache->entries[0].newer;
     cache_entry *entry = &cache->entries[i];

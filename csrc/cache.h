@@ -11,11 +11,12 @@ typedef struct {
     uint64_t tag;  /* tlb_tag or cache_tag; 0: empty */
     uint64_t base; /* next table or page, host-physical */
     uint64_t gpa;  /* next table, guest-physical (guest caches) */
-    uint64_t leaf; /* nested TLB: the EPT leaf */
+    uint64_t leaf; /* nested TLB: the EPT leaf; otherwise see walk_quick.c */
     uint32_t rights;
     uint32_t shift;        /* log2 of the region that the entry is for */
     uint32_t newer, older; /* neighbours in the order of use; entry 0 closes the ring */
     uint32_t chain;        /* next entry of the same hash; 0 ends */
+    uint32_t pad[3];       /* 64 bytes in all */
 } cache_entry;
 
 typedef struct {
@@ -32,6 +33,8 @@ void cache_free(small_cache *cache);
 /* The entry to fill: the one with this tag, or an empty one, or the least recently used. Only
  * for caches that have entries. */
 cache_entry *cache_claim(small_cache *cache, uint64_t tag);
+/* The same for a tag that no entry has. */
+cache_entry *cache_replace(small_cache *cache, uint64_t tag);
 /* Remove the entry with this tag, if there is one. */
 void cache_forget(small_cache *cache, uint64_t tag);
 /* Remove entries of chosen spaces: all, or those whose region holds the address. Returns how
@@ -56,8 +59,6 @@ static inline void cache_unlink(small_cache *cache, uint32_t i) {
 
 static inline void cache_make_newest(small_cache *cache, uint32_t i) {
     cache_entry *entries = cache->entries;
-    if (entries[0].older == i)
-        return;
     cache_unlink(cache, i);
     entries[i].older = entries[0].older;
     entries[i].newer = 0;
@@ -67,9 +68,6 @@ static inline void cache_make_newest(small_cache *cache, uint32_t i) {
 
 /* The entry with this tag, now the most recently used; NULL on a miss. */
 static inline cache_entry *cache_find(small_cache *cache, uint64_t tag) {
-    cache_entry *newest = &cache->entries[cache->entries[0].older];
-    if (newest->tag == tag) /* entry 0, of an empty ring, has tag 0 */
-        return newest;
     for (uint32_t i = *cache_head(cache, tag); i; i = cache->entries[i].chain) {
         if (cache->entries[i].tag == tag) {
             cache_make_newest(cache, i);

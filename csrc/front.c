@@ -43,6 +43,24 @@ void front_free(vtx_mmu *mmu) {
     free(mmu->front.slot_of[0]);
 }
 
+static void set_simple(vtx_mmu *mmu, unsigned side) {
+    const run_front *front = &mmu->front;
+    const tlb_side *l2 = &mmu->tlb.sides[1][side];
+    tlb_array *l1 = front->array[side];
+    vtx_counters *c = &mmu->counters;
+    front_simple *simple = &mmu->front.simple[side];
+    *simple = (front_simple){.l1 = NULL};
+    if (!l1 || front->size[side] != SIZE_4K || front->array[0] == front->array[1] ||
+        l1->ordered != ORDER_STAMPS || l2->count[0] != 1 ||
+        l2->array[0][0]->ordered != ORDER_NIBBLES || mmu->keys_on ||
+        mmu->guest.paging != PAGING_4LEVEL)
+        return;
+    *simple = side ? (front_simple){l1, l2->array[0][0], &c->l1d_hits, &c->l1d_misses,
+                                    &c->l2d_hits, &c->l2d_misses}
+                   : (front_simple){l1, l2->array[0][0], &c->l1i_hits, &c->l1i_misses,
+                                    &c->l2i_hits, &c->l2i_misses};
+}
+
 void front_forget(vtx_mmu *mmu) {
     run_front *front = &mmu->front;
     front->key += FRONT_KEY;
@@ -52,6 +70,8 @@ void front_forget(vtx_mmu *mmu) {
     }
     set_side(mmu, 0);
     set_side(mmu, 1);
+    set_simple(mmu, 0);
+    set_simple(mmu, 1);
 }
 
 /* Another page may have been in this entry: the front no longer knows it. */
@@ -97,52 +117,94 @@ static inline void set_page(vtx_mmu *mmu, uint32_t kind, uint64_t gva, const tlb
     front->slot_of[side][number] = (uint8_t)slot;
 }
 
-/* The second-level array for 4-KByte pages, if it is the only one and has the usual order. */
-static inline tlb_array *simple_second(const vtx_mmu *mmu, unsigned side) {
-    const tlb_side *l2 = &mmu->tlb.sides[1][side];
-    return l2->count[0] == 1 && l2->array[0][0]->ordered == ORDER_NIBBLES ? l2->array[0][0] : NULL;
+/* The page is in entry `number` of the first-level array. */
+static inline void simple_page(vtx_mmu *mmu, const front_simple *simple, unsigned side,
+                               uint64_t gva, size_t number, uint64_t payload) {
+    run_front *front = &mmu->front;
+    front_slot *slots = front->slots + side * (size_t)FRONT_SLOTS;
+    const size_t slot = gva >> 12 & (FRONT_SLOTS - 1);
+    uint64_t word = (gva & 0x0000FFFFFFFFF000ull) | front->key;
+    if (side == 0)
+        word |= (uint64_t)!rights_allow(mmu, payload, VTX_FETCH);
+    else
+        word |= (uint64_t)!rights_allow(mmu, payload, VTX_LOAD) << VTX_LOAD |
+                (uint64_t)!rights_allow(mmu, payload, VTX_STORE) << VTX_STORE |
+                (uint64_t)!rights_allow(mmu, payload, VTX_MODIFY) << VTX_MODIFY;
+    slots[slot] = (front_slot){word, &simple->l1->stamps[number]};
+    front->slot_of[side][number] = (uint8_t)slot;
 }
 
-/* An access that misses the first level, where that is simple: only 4-KByte pages anywhere, LRU
- * arrays, a walk that takes no decision. 0, and nothing done, where it is not. */
-static int front_miss(vtx_mmu *mmu, uint32_t kind, uint64_t gva) {
-    const unsigned side = kind == VTX_FETCH ? 0 : 1;
-    tlb_array *l1 = mmu->front.array[side];
-    tlb_array *l2 = simple_second(mmu, side);
-    if (!l1 || !l2 || l1->ordered != ORDER_STAMPS || mmu->tlb.large || mmu->keys_on ||
-        mmu->front.size[side] != SIZE_4K || mmu->guest.paging != PAGING_4LEVEL)
-        return 0;
+/* What the second level or a walk says of a page that the first level lacks; the second level has it
+ * then. 0, and nothing done, where that takes a decision. */
+static inline int simple_second(vtx_mmu *mmu, const front_simple *simple, uint32_t kind,
+                                uint64_t gva, uint64_t *tag, uint64_t *payload) {
+    tlb_array *l2 = simple->l2;
     const uint64_t set = gva >> 12 & l2->set_mask;
-    uint64_t tag = tlb_tag(gva, SIZE_4K, mmu->space);
-    const uint32_t way = tlb_search(l2, set, tag, tag ^ mmu->space ^ mmu->global_space);
-    uint64_t payload;
+    const uint64_t order = l2->order[set];
+    const uint64_t other = *tag ^ mmu->space ^ mmu->global_space;
+    uint32_t way = tlb_search(l2, set, *tag, other);
     if (way < l2->ways) {
         const tlb_entry *entry = &l2->entries[set * l2->ways + way];
         if (!rights_allow(mmu, entry->payload, kind))
             return 0;
-        payload = entry->payload;
-        tag = entry->tag;
-        l2->order[set] = nibble_to_front(l2->order[set], way);
-        ++*(side ? &mmu->counters.l2d_hits : &mmu->counters.l2i_hits);
-    } else {
-        if (!walk_for_miss(mmu, gva, kind, &payload))
-            return 0;
-        if (payload >> PAYLOAD_GLOBAL_SHIFT & 1)
-            tag ^= mmu->space ^ mmu->global_space;
-        l2->present |= 1u << SIZE_4K;
-        tlb_put(l2, set, (uint32_t)(l2->order[set] >> 4 * (l2->ways - 1) & 15), tag, payload);
-        ++*(side ? &mmu->counters.l2d_misses : &mmu->counters.l2i_misses);
+        *payload = entry->payload;
+        *tag = entry->tag;
+        l2->order[set] = nibble_to_front(order, way);
+        ++*simple->l2_hits;
+        return 1;
     }
-    ++*(side ? &mmu->counters.l1d_misses : &mmu->counters.l1i_misses);
-    const uint64_t first = gva >> 12 & l1->set_mask;
-    l1->present |= 1u << SIZE_4K;
-    const tlb_entry *entry = tlb_put(l1, first, tlb_oldest(l1, first), tag, payload);
-    clear_entry(&mmu->front, entry);
-    set_page(mmu, kind, gva, entry);
+    if (!walk_for_miss(mmu, gva, kind, payload))
+        return 0;
+    if (*payload >> PAYLOAD_GLOBAL_SHIFT & 1)
+        *tag = other;
+    const unsigned last = 4 * (l2->ways - 1);
+    way = order >> last & 15;
+    l2->present |= 1u << SIZE_4K;
+    l2->keys[set * l2->key_stride + way] = tlb_key(*tag);
+    l2->entries[set * l2->ways + way] = (tlb_entry){*tag, *payload};
+    l2->order[set] = (order & ((1ull << last) - 1)) << 4 | way;
+    ++*simple->l2_misses;
+    return 1;
+}
+
+/* An access where that is simple: only 4-KByte pages anywhere, LRU arrays, a walk that takes no
+ * decision. 0, and nothing done, where it is not. */
+static inline int simple_find(vtx_mmu *mmu, uint32_t kind, uint64_t gva) {
+    const unsigned side = kind == VTX_FETCH ? 0 : 1;
+    const front_simple *simple = &mmu->front.simple[side];
+    tlb_array *l1 = simple->l1;
+    if (!l1 || mmu->tlb.large)
+        return 0;
+    const uint64_t set = gva >> 12 & l1->set_mask;
+    uint64_t tag = tlb_tag(gva, SIZE_4K, mmu->space);
+    uint32_t way = tlb_search(l1, set, tag, tag ^ mmu->space ^ mmu->global_space);
+    size_t number = set * l1->ways + way;
+    if (way < l1->ways) {
+        if (!rights_allow(mmu, l1->entries[number].payload, kind))
+            return 0;
+        ++*simple->l1_hits;
+    } else {
+        uint64_t payload;
+        if (!simple_second(mmu, simple, kind, gva, &tag, &payload))
+            return 0;
+        ++*simple->l1_misses;
+        way = tlb_oldest(l1, set);
+        number = set * l1->ways + way;
+        l1->present |= 1u << SIZE_4K;
+        l1->keys[set * l1->key_stride + way] = tlb_key(tag);
+        l1->entries[number] = (tlb_entry){tag, payload};
+        front_slot *slot = &mmu->front.slots[side * FRONT_SLOTS + mmu->front.slot_of[side][number]];
+        /* The page that was there. Not a branch: often is as likely as not. */
+        slot->word &= 0 - (uint64_t)(slot->stamp != &l1->stamps[number]);
+    }
+    l1->stamps[number] = ++mmu->tlb.clock;
+    simple_page(mmu, simple, side, gva, number, l1->entries[number].payload);
     return 1;
 }
 
 int front_find(vtx_mmu *mmu, uint32_t kind, uint64_t gva) {
+    if (simple_find(mmu, kind, gva))
+        return 1;
     const unsigned side = kind == VTX_FETCH ? 0 : 1;
     tlb_array *array = mmu->front.array[side];
     if (!array || (gva & ~mmu->guest.linear_mask))
@@ -152,7 +214,7 @@ int front_find(vtx_mmu *mmu, uint32_t kind, uint64_t gva) {
     const uint64_t tag = tlb_tag(gva, (enum tlb_size)size, mmu->space);
     const uint32_t way = tlb_search(array, set, tag, tag ^ mmu->space ^ mmu->global_space);
     if (way == array->ways)
-        return front_miss(mmu, kind, gva);
+        return 0;
     const tlb_entry *entry = &array->entries[set * array->ways + way];
     if (!mmu_allows(mmu, entry->payload, kind))
         return 0;

@@ -32,6 +32,15 @@ typedef struct {
     uint64_t *stamp; /* of the entry that holds the page */
 } front_slot;
 
+/* One side where lookups are simple: one first-level array of its own with LRU stamps, one array of
+ * the second level with LRU in nibbles, both for 4-KByte pages, 4-level paging without protection
+ * keys. */
+typedef struct {
+    tlb_array *l1; /* NULL: they are not */
+    tlb_array *l2;
+    uint64_t *l1_hits, *l1_misses, *l2_hits, *l2_misses; /* counters */
+} front_simple;
+
 enum { FRONT_KEY = 0x10, FRONT_KEYS = 0xFF, FRONT_SLOTS = 256, FRONT_ENTRIES = 1 << 16 };
 
 typedef struct {
@@ -42,6 +51,7 @@ typedef struct {
     uint32_t shift[4];
     uint64_t key;        /* in place */
     tlb_array *array[2]; /* NULL: the front is not in use */
+    front_simple simple[2];
     uint8_t *slot_of[2]; /* by entry of the array: the slot that it may have */
     front_slot *slots;   /* FRONT_SLOTS a side */
     uint8_t size[2];     /* the page size that it is for (enum tlb_size) */

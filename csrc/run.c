@@ -87,11 +87,6 @@ NOINLINE static uint32_t run_slow(run_state *run, uint64_t record) {
     vtx_mmu *mmu = run->w.mmu;
     if (kind == VTX_FETCH && size == 0)
         return run_instruction(run, record);
-    if ((gva & 0xFFF) + size <= 0x1000 && !run->w.context->apic_access &&
-        front_find(mmu, kind, gva)) {
-        mmu->counters.references[kind]++;
-        return VTX_OK;
-    }
     uint32_t status = run_page(run, gva, kind);
     if (status)
         return status;
@@ -141,17 +136,23 @@ static inline uint64_t pass(const run_front *front, const uint64_t *records, uin
     return i;
 }
 
-/* Stamps go on where both arrays of the front are. */
-static uint64_t latest_stamp(const run_front *front) {
-    const uint64_t clock[2] = {front->array[0] ? front->array[0]->clock : 0,
-                               front->array[1] ? front->array[1]->clock : 0};
-    return clock[0] > clock[1] ? clock[0] : clock[1];
-}
-
-static void set_stamp(const run_front *front, uint64_t clock) {
-    for (unsigned side = 0; side < 2; side++)
-        if (front->array[side])
-            front->array[side]->clock = clock;
+/* Run records as long as the front knows or finds their pages; returns the first other one. */
+static inline uint64_t run_front_only(vtx_mmu *mmu, const uint64_t *records, uint64_t i,
+                                      uint64_t stop, uint64_t *passed, int small) {
+    const run_front *front = &mmu->front;
+    for (;; i++) {
+        const uint64_t now = mmu->tlb.clock + 1 - i;
+        i = pass(front, records, i, stop, now, passed, small);
+        mmu->tlb.clock = now + i - 1; /* of the last record passed */
+        if (i == stop)
+            return i;
+        const uint64_t record = records[i];
+        const uint32_t kind = record_kind(record);
+        if (record_size(record) - 1 > (~record & 0xFFF) ||
+            !front_find(mmu, kind, record_address(record)))
+            return i;
+        mmu->counters.references[kind]++;
+    }
 }
 
 /* Run at most BLOCK records; returns the record that stopped it, or `stop`. */
@@ -159,14 +160,18 @@ static uint64_t run_block(run_state *run, const uint64_t *records, uint64_t i, u
                           uint32_t *status) {
     vtx_mmu *mmu = run->w.mmu;
     const run_front *front = &mmu->front;
+    const int apic = run->w.context->apic_access != 0;
     uint64_t passed = 0;
     for (; i < stop; i++) {
-        const uint64_t now = latest_stamp(front) + 1 - i;
-        if (front->size[0] == SIZE_4K && front->size[1] == SIZE_4K)
-            i = pass(front, records, i, stop, now, &passed, 1);
-        else
+        if (apic) { /* what only a full translation tells */
+            const uint64_t now = mmu->tlb.clock + 1 - i;
             i = pass(front, records, i, stop, now, &passed, 0);
-        set_stamp(front, now + i);
+            mmu->tlb.clock = now + i - 1;
+        } else if (front->size[0] == SIZE_4K && front->size[1] == SIZE_4K) {
+            i = run_front_only(mmu, records, i, stop, &passed, 1);
+        } else {
+            i = run_front_only(mmu, records, i, stop, &passed, 0);
+        }
         if (i == stop)
             break;
         *status = run_slow(run, records[i]);

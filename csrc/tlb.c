@@ -82,6 +82,7 @@ int tlb_init(vtx_tlb *tlb, const vtx_shape *shape) {
         tlb->array_count++;
         if (!array_init(&tlb->arrays[i], &shape->arrays[i]))
             return 0;
+        tlb->arrays[i].clock = &tlb->clock;
         if (shape->arrays[i].level == 1 && shape->arrays[i].sides == 3)
             tlb->shared_l1 = 1;
     }

@@ -90,7 +90,7 @@ typedef struct {
     uint64_t *order;    /* by set: see enum tlb_order */
     uint64_t *stamps;   /* ORDER_STAMPS: by entry, when it was last used; 0 if empty. Random first
                          * levels have them, too, so that the run loop need not know. */
-    uint64_t clock;     /* the last stamp */
+    uint64_t *clock;    /* the last stamp: one for all arrays */
     uint64_t random;    /* ORDER_RANDOM: the generator's state */
     uint32_t set_mask, ways, key_stride;
     uint32_t sets;
@@ -117,6 +117,7 @@ typedef struct {
 typedef struct {
     tlb_array arrays[VTX_MAX_ARRAYS];
     unsigned array_count;
+    uint64_t clock;
     tlb_side sides[2][2];  /* [level - 1][0 instruction, 1 data] */
     uint8_t shared_l1;     /* a first-level array serves both sides */
     uint8_t large;         /* an array may hold a page larger than 4 KBytes */
@@ -163,19 +164,35 @@ static inline unsigned lowest_bit(uint64_t bits) {
 #endif
 }
 
-/* The way of `set` that holds `tag` or `other` (which differ in their space alone), or `ways`. */
+/* Bits of the keys [0, stride) that equal `key`; stride is 4, 8, 12 or 16. */
+static inline uint64_t tlb_match16(const uint32_t *keys, uint32_t stride, uint32_t key) {
+    uint64_t found = tlb_match4(keys, key);
+    if (stride > 4)
+        found |= (uint64_t)tlb_match4(keys + 4, key) << 4;
+    if (stride > 8)
+        found |= (uint64_t)tlb_match4(keys + 8, key) << 8;
+    if (stride > 12)
+        found |= (uint64_t)tlb_match4(keys + 12, key) << 12;
+    return found;
+}
+
+/* The way of `set` that holds `tag` or `other` (which differ in their space alone), or `ways`. The
+ * keys of 16 ways are compared before anything depends on what they say. */
 static inline uint32_t tlb_search(const tlb_array *array, uint64_t set, uint64_t tag,
                                   uint64_t other) {
     const uint32_t key = tlb_key(tag);
     const uint32_t *keys = array->keys + set * array->key_stride;
     const tlb_entry *entries = array->entries + set * array->ways;
-    for (uint32_t way = 0; way < array->ways; way += 4) {
-        for (unsigned found = tlb_match4(keys + way, key); found; found &= found - 1) {
-            const uint32_t at = way + lowest_bit(found);
+    uint32_t from = 0;
+    do {
+        uint64_t found = tlb_match16(keys + from, array->key_stride - from, key);
+        for (; found; found &= found - 1) {
+            const uint32_t at = from + lowest_bit(found);
             if (at < array->ways && (entries[at].tag == tag || entries[at].tag == other))
                 return at;
         }
-    }
+        from += 16;
+    } while (from < array->key_stride);
     return array->ways;
 }
 
@@ -200,7 +217,7 @@ static inline void tlb_touch(tlb_array *array, uint64_t set, uint32_t way) {
     if (array->ordered == ORDER_NIBBLES)
         array->order[set] = nibble_to_front(array->order[set], way);
     else if (array->ordered == ORDER_STAMPS)
-        array->stamps[set * array->ways + way] = ++array->clock;
+        array->stamps[set * array->ways + way] = ++*array->clock;
     else if (array->ordered == ORDER_TREE)
         tlb_touch_tree(array, set, way);
 }

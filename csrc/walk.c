@@ -98,6 +98,8 @@ static void guest_remember(walker *w, const guest_walk *g, const used_entry used
         entry->gpa = below->gpa & ~0xFFFull;
         entry->rights = (here->user ? RIGHT_U : 0u) | (here->writable ? RIGHT_W : 0u) |
                         (here->executable ? RIGHT_X : 0u) | below->ept_rights << 8;
+        entry->leaf = ~(PTE_XD | PTE_U | PTE_W) | (here->user ? PTE_U : 0u) |
+                      (here->writable ? PTE_W : 0u) | (here->executable ? 0u : PTE_XD);
     }
 }
 

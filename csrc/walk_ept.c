@@ -38,6 +38,7 @@ static void ept_remember(walker *w, const ept_walk *e, const ept_path *path) {
             cache_claim(cache, cache_tag(e->gpa, 3 + 9 * level, w->mmu->physical_space));
         entry->base = path->value[level] & w->mmu->ept.address_mask;
         entry->rights = path->rights[level];
+        entry->leaf = path->rights[level] | ~(uint64_t)(EPT_R | EPT_W | EPT_X | EPT_XU);
         entry->shift = 3 + 9 * level;
     }
 }

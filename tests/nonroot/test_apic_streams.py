@@ -92,7 +92,7 @@ def test_the_second_page_of_a_reference_counts() -> None:
         assert (exit.reason, exit.qualification) == (Why.APIC_ACCESS, 1 << 12)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(count=st.integers(1, 4), vtpr=st.integers(0, 255), threshold=st.integers(0, 15))
 def test_virtualized_references_run_on(count: int, vtpr: int, threshold: int) -> None:
     """Reads pass; a write of the TPR is emulated with what the virtual-APIC page holds."""
