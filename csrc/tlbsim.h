@@ -9,7 +9,7 @@
  *
  * Most references find the page that is the most recently used one of its set in the first level.
  * Such a lookup changes nothing, whatever the replacement, so a loop over records only compares
- * (tlbsim_loop.c, tlbsim_avx2.c) and counts what it did not pass: hits are what remains of all
+ * (tlbsim_loop.c, tlbsim_avx*.c) and counts what it did not pass: hits are what remains of all
  * accesses. Where few are passed, records are looked up one by one (tlbsim_lean.c). */
 #ifndef VTX_TLBSIM_H
 #define VTX_TLBSIM_H
@@ -26,6 +26,7 @@
 /* Loops for one kind of processor, chosen when a geometry is made. */
 #if defined(__GNUC__) && defined(__x86_64__)
 #define SIM_AVX2 __attribute__((target("avx2,bmi")))
+#define SIM_AVX512 __attribute__((target("avx2,bmi,avx512f,avx512bw,avx512vl")))
 #endif
 
 static const uint8_t sim_shift[3] = {12, 21, 30};
@@ -116,6 +117,9 @@ typedef struct {
     uint8_t stored[3];   /* by size of the page: the size it is kept as */
 } sim_level;
 
+/* Which vector instructions there are, and may be used. */
+enum sim_vectors { SIM_PORTABLE, SIM_WITH_AVX2, SIM_WITH_AVX512 };
+
 /* How the stream meets the first level. */
 enum sim_mode { SIM_SPLIT, SIM_TOGETHER, SIM_FETCHES, SIM_DATA };
 
@@ -128,6 +132,7 @@ typedef struct {
     uint32_t tags[2][SIM_CLASSES];
     uint8_t shift;
     uint8_t step[2]; /* a power of two up to SIM_CLASSES */
+    uint16_t sharing[2][SIM_CLASSES]; /* bit n: class n shares sets with this one */
 } sim_front;
 
 /* Two levels of 4-KByte pages, true LRU, short tags, and the low bits of the page number for a set:
@@ -162,7 +167,7 @@ struct vtx_sim {
     uint8_t size[2]; /* by side, if uniform: of what a TLB holds */
     uint8_t frontal; /* the front may pass what was used last */
     uint8_t twice;   /* a modify is two accesses */
-    uint8_t vectors; /* the processor has AVX2, and may use it */
+    uint8_t vectors; /* enum sim_vectors */
     uint8_t plain;   /* a walk reads one entry a level, always: counted from the number of walks */
     uint8_t dense;   /* few records were passed of late */
     sim_front front;
@@ -232,6 +237,7 @@ void sim_count_kinds(const uint64_t *records, unsigned count, uint64_t kinds[4],
 sim_loop *sim_loop_portable(const vtx_sim *sim);
 #if defined(SIM_AVX2)
 sim_loop *sim_loop_avx2(const vtx_sim *sim);
+sim_loop *sim_loop_avx512(const vtx_sim *sim);
 void sim_count_kinds_avx2(const uint64_t *records, unsigned count, uint64_t kinds[4]);
 #endif
 

@@ -116,12 +116,19 @@ const char *vtx_sim_error(const vtx_sim_geometry *geometry) {
 /* ---- Making one ----------------------------------------------------------------------------- */
 
 #if defined(SIM_AVX2)
-static int has_vectors(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi");
+static enum sim_vectors vectors_of(uint32_t flags) {
+    if (flags & VTX_SIM_PORTABLE || !__builtin_cpu_supports("avx2") ||
+        !__builtin_cpu_supports("bmi"))
+        return SIM_PORTABLE;
+    if (flags & VTX_SIM_NARROW || !__builtin_cpu_supports("avx512f") ||
+        !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl"))
+        return SIM_WITH_AVX2;
+    return SIM_WITH_AVX512;
 }
 #else
-static int has_vectors(void) {
-    return 0;
+static enum sim_vectors vectors_of(uint32_t flags) {
+    (void)flags;
+    return SIM_PORTABLE;
 }
 #endif
 
@@ -202,6 +209,11 @@ static void set_front(vtx_sim *sim) {
     front->shift = plain ? sim_shift[sim->size[0]] : 12;
     for (unsigned side = 0; side < 2; side++)
         front->step[side] = plain ? front_step(sim->levels[side][0].array[sim->size[side]]) : 1;
+    for (unsigned side = 0; side < 2; side++)
+        for (unsigned n = 0; n < SIM_CLASSES; n++)
+            for (unsigned other = n % front->step[side]; other < SIM_CLASSES;
+                 other += front->step[side])
+                front->sharing[side][n] |= (uint16_t)(1u << other);
     /* If fetches and data hold one address as pages of two sizes, a page of one is none of the
      * other. */
     const vtx_sim_pages *guest = &sim->geometry.guest;
@@ -216,7 +228,7 @@ vtx_sim *vtx_sim_new(const vtx_sim_geometry *geometry) {
     if (!sim)
         return NULL;
     sim->geometry = *geometry;
-    sim->vectors = !(geometry->flags & VTX_SIM_PORTABLE) && has_vectors();
+    sim->vectors = (uint8_t)vectors_of(geometry->flags);
     set_levels(sim);
     int ok = 1;
     set_mode(sim);

@@ -68,7 +68,8 @@ void sim_set_loop(vtx_sim *sim) {
     sim->loop = sim_loop_portable(sim);
 #if defined(SIM_AVX2)
     if (sim->vectors && sim->front.shift == 12)
-        sim->loop = sim_loop_avx2(sim);
+        sim->loop =
+            sim->vectors == SIM_WITH_AVX512 ? sim_loop_avx512(sim) : sim_loop_avx2(sim);
 #endif
 }
 

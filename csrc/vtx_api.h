@@ -559,7 +559,8 @@ enum vtx_sim_flags {
     VTX_SIM_DATA = 2,        /* loads, stores and modifies are used */
     VTX_SIM_FIRST_PAGE = 4,  /* a reference that crosses a page is its first page only */
     VTX_SIM_MODIFY_TWICE = 8, /* a modify is two accesses, not one */
-    VTX_SIM_PORTABLE = 16 /* without the processor's vector instructions: the same, slower */
+    VTX_SIM_PORTABLE = 16, /* without the processor's vector instructions: the same, slower */
+    VTX_SIM_NARROW = 32    /* without its vectors of 512 bits: the same, slower */
 };
 
 typedef struct {

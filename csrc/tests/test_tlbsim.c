@@ -172,7 +172,8 @@ int main(void) {
                                          {12, 5, 100, 3},  {1, 1, 1, 1},   {64, 1, 256, 8},
                                          {16, 8, 64, 4},   {3, 20, 5, 6}};
     for (unsigned i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        for (uint32_t flags = 0; flags <= VTX_SIM_PORTABLE; flags += VTX_SIM_PORTABLE) {
+        for (unsigned k = 0; k < 3; k++) {
+            const uint32_t flags = (uint32_t[]){0, VTX_SIM_NARROW, VTX_SIM_PORTABLE}[k];
             const uint32_t *s = shapes[i];
             against_stamps(s[0], s[1], s[2], s[3], 40, flags);
             against_stamps(s[0], s[1], s[2], s[3], 2000, flags);

@@ -15,9 +15,10 @@ def same(geometry, records):
     naive = Naive(geometry)
     naive.run(records)
     (result,) = simulate([geometry], [records])
-    portable = Simulation(geometry, vectors=False)
-    portable.run(records)
-    assert portable.result() == result
+    for vectors in (0, 256):
+        other = Simulation(geometry, vectors=vectors)
+        other.run(records)
+        assert other.result() == result
     assert {name: list(c.hits) for name, c in result.levels.items()} == naive.hits
     assert {name: list(c.misses) for name, c in result.levels.items()} == naive.misses
     assert list(result.walks_by_kind) == naive.walks

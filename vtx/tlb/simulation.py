@@ -126,9 +126,9 @@ class Simulation:
     ----------
     geometry : Geometry
         What to simulate.
-    vectors : bool
-        Use the processor's vector instructions where it has them. What is counted does not depend
-        on it.
+    vectors : int
+        Use the processor's vector instructions of up to so many bits, of those of 512 and of 256
+        that it has. What is counted does not depend on it.
 
     Raises
     ------
@@ -138,9 +138,10 @@ class Simulation:
         There is not enough memory for it.
     """
 
-    def __init__(self, geometry: Geometry, *, vectors: bool = True) -> None:
+    def __init__(self, geometry: Geometry, *, vectors: int = 512) -> None:
         structure = _structure(geometry)
-        structure.flags |= 0 if vectors else lib.VTX_SIM_PORTABLE
+        structure.flags |= lib.VTX_SIM_PORTABLE if vectors < 256 else 0
+        structure.flags |= lib.VTX_SIM_NARROW if vectors < 512 else 0
         error = lib.vtx_sim_error(structure)
         if error != ffi.NULL:
             raise InputError(f"{geometry.name}: {ffi.string(error).decode()}")
