@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
+from functools import partial
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 from vtx._core import ffi, lib
 from vtx.errors import InputError
@@ -30,23 +32,23 @@ class Access(IntEnum):
     __hash__ = int.__hash__
 
 
-class Member:
+class Member(property):
     """One member of the C structure that an object wraps, as an int attribute."""
 
-    __slots__ = ("name",)
-
     def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+        # A property whose getter is made of C functions alone: walks are read a lot.
+        super().__init__(attrgetter(f"_c.{name}"), partial(_set_member, name=name))
 
-    def __get__(self, instance: Any, owner: type) -> int:
-        value: int = getattr(instance._c, self.name)
-        return value
+    if TYPE_CHECKING:
 
-    def __set__(self, instance: Any, value: int) -> None:
-        try:
-            setattr(instance._c, self.name, value)
-        except OverflowError:
-            raise InputError(f"{self.name}: {value:#x} does not fit the register") from None
+        def __get__(self, instance: Any, owner: type | None = None) -> int: ...
+
+
+def _set_member(instance: Any, value: int, *, name: str) -> None:
+    try:
+        setattr(instance._c, name, value)
+    except OverflowError:
+        raise InputError(f"{name}: {value:#x} does not fit the register") from None
 
 
 class Context:
@@ -147,6 +149,12 @@ class Context:
         twin = Context.__new__(Context)
         twin._c = ffi.new("vtx_context *", self._c[0])
         return twin
+
+    def set_privilege(self, cpl: int, rflags: int) -> None:
+        """Set what events and returns change: the privilege level, and RFLAGS for its AC flag."""
+        structure = self._c
+        structure.cpl = cpl
+        structure.rflags = rflags
 
     def _control(self, mask: int, on: bool) -> None:
         self._c.controls = self._c.controls | mask if on else self._c.controls & ~mask

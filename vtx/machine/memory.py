@@ -43,7 +43,7 @@ class Memory:
     is given back on `close` or when the last reference goes.
     """
 
-    __slots__ = ("__weakref__", "_buffer", "_handle", "size_bytes")
+    __slots__ = ("__weakref__", "_buffer", "_end", "_handle", "size_bytes")
 
     def __init__(self, size_bytes: int = 64 << 30, *, huge_pages: bool = True) -> None:
         if size_bytes <= 0 or size_bytes % 4096 or size_bytes > _MAXIMUM_BYTES:
@@ -64,6 +64,8 @@ class Memory:
         base = ffi.gc(lib.vtx_memory_base(handle), lambda _pointer, _owner=owner: None)
         self._handle: Any = owner
         self._buffer: Any = ffi.buffer(base, size_bytes)
+        #: Where accesses must end; below all addresses once the memory is closed.
+        self._end = size_bytes
 
     @property
     def handle(self) -> Any:
@@ -85,6 +87,7 @@ class Memory:
         left either.
         """
         self._buffer = None
+        self._end = -1
         self._handle = None
         self.size_bytes = 0
 
@@ -118,8 +121,10 @@ class Memory:
         AddressError
             The range reaches beyond the memory.
         """
-        self._check(address, length)
-        content: bytes = self._buffer[address : address + length]
+        end = address + length
+        if not 0 <= address <= end <= self._end:
+            self._check(address, length)
+        content: bytes = self._buffer[address:end]
         return content
 
     def write(self, address: int, content: bytes | bytearray | memoryview) -> None:
@@ -131,8 +136,10 @@ class Memory:
             The range reaches beyond the memory.
         """
         content = bytes(content)
-        self._check(address, len(content))
-        self._buffer[address : address + len(content)] = content
+        end = address + len(content)
+        if not 0 <= address <= end <= self._end:
+            self._check(address, len(content))
+        self._buffer[address:end] = content
 
     def read_u8(self, address: int) -> int:
         """Return the byte at `address`."""
@@ -148,7 +155,10 @@ class Memory:
 
     def read_u64(self, address: int) -> int:
         """Return the 64-bit number at `address`."""
-        return int.from_bytes(self.read(address, 8), "little")
+        end = address + 8
+        if not 0 <= address <= end <= self._end:
+            self._check(address, 8)
+        return int.from_bytes(self._buffer[address:end], "little")
 
     def write_u8(self, address: int, value: int) -> None:
         """Write the low 8 bits of `value` at `address`."""
@@ -164,7 +174,10 @@ class Memory:
 
     def write_u64(self, address: int, value: int) -> None:
         """Write the low 64 bits of `value` at `address`."""
-        self.write(address, (value & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "little"))
+        end = address + 8
+        if not 0 <= address <= end <= self._end:
+            self._check(address, 8)
+        self._buffer[address:end] = (value & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "little")
 
     def view(self, address: int, length: int) -> memoryview:
         """Return a writable view of `length` bytes from `address`, without copying."""

@@ -184,6 +184,9 @@ def _counter_names() -> list[tuple[str, str, int | None]]:
 
 _COUNTERS = _counter_names()
 _NULL = ffi.NULL
+# The functions of every access, under names that need no look-up in the library.
+_translate, _run = lib.vtx_translate, lib.vtx_run
+_INSTRUCTION, _APIC_ACCESS = int(lib.VTX_INSTRUCTION), int(lib.VTX_APIC_ACCESS)
 _CR0_PG = 1 << 31
 _CR4_PAE = 1 << 5
 _CR4_PGE = 1 << 7
@@ -256,7 +259,7 @@ class Mmu:
             Where there is no translation, the walk that says why.
         """
         out = self._out
-        if lib.vtx_translate(self._c, context._c, gva, access, out, _NULL, 0):
+        if _translate(self._c, context._c, gva, access, out, _NULL, 0):
             self._out = ffi.new("vtx_walk *")
             return Walk(out)
         address: int = out.hpa
@@ -417,7 +420,7 @@ class Mmu:
         index = self._index
         index[0] = start
         out = self._out
-        status = lib.vtx_run(
+        status = _run(
             self._c,
             context._c,
             pointer,
@@ -428,7 +431,7 @@ class Mmu:
             int(first_page_only),
             out,
         )
-        if status >= lib.VTX_INSTRUCTION and status != lib.VTX_APIC_ACCESS:
+        if status >= _INSTRUCTION and status != _APIC_ACCESS:
             return RunResult(STATUSES[status], index[0], out.operand)
         self._out = ffi.new("vtx_walk *")
         return RunResult(STATUSES[status], index[0], 0, Walk(out))

@@ -122,6 +122,10 @@ class SystemRegisters(NamedTuple):
     gdtr: TableRegister
     idtr: TableRegister
 
+    def with_code_and_stack(self, cs: Segment, ss: Segment) -> SystemRegisters:
+        """Return them with other CS and SS, which events and returns load together."""
+        return SystemRegisters(*self[:6], cs, ss, *self[8:])
+
 
 class MsrFile(dict[int, int]):
     """MSRs by address; remembers whether any was written.

@@ -360,12 +360,12 @@ class Shape:
         """Width that VMX structure addresses are checked against: 32 if IA32_VMX_BASIC[48]."""
         return 32 if bit(self.msr(Msr.IA32_VMX_BASIC), 48) else self.maxphyaddr
 
-    @property
+    @cached_property
     def has_ept(self) -> bool:
         """Whether the CPU supports the 1-setting of "enable EPT"."""
         return self.supports(Proc2.ENABLE_EPT)
 
-    @property
+    @cached_property
     def has_vpid(self) -> bool:
         """Whether the CPU supports the 1-setting of "enable VPID"."""
         return self.supports(Proc2.ENABLE_VPID)

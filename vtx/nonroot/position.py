@@ -50,16 +50,16 @@ def _stream_rip(stream: Stream, index: int, rip: int) -> int:
     records = stream.records
     after_fetch = index >= len(records)
     if not after_fetch:
-        record = int(records[index])
-        if is_fetch(record):
+        record = records.item(index)
+        if not record >> _KIND_SHIFT:
             if record >> _ADDRESS_BITS:
                 return sign_extend(record, _ADDRESS_BITS)
             after_fetch = True
             if record < len(stream.instructions) and stream.instructions[record].rip:
                 return stream.instructions[record].rip
     for back in range(index - 1, max(index - _LOOK_BACK, -1), -1):
-        record = int(records[back])
-        if is_fetch(record) and record >> _ADDRESS_BITS:
+        record = records.item(back)
+        if not record >> _KIND_SHIFT and record >> _ADDRESS_BITS:
             length = record >> _ADDRESS_BITS if after_fetch else 0
             return sign_extend(record, _ADDRESS_BITS) + length
     return rip

@@ -10,8 +10,7 @@ the list of other causes of VM exits; "Information About VM Exits During Event D
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vtx.errors import GuestFault
 from vtx.facts.controls import Pin
@@ -61,8 +60,7 @@ _NMI_UNBLOCKING = 1 << 12
 _BLOCKING = Interruptibility.STI | Interruptibility.MOV_SS
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """An event on its way to the guest.
 
     Parameters
@@ -182,7 +180,7 @@ def _without_error_code(processor: Processor, event: Event) -> Event:
     """Return the exception as the mode has it: real-address mode knows no error codes."""
     if event.error_code is None or processor.regs.cr0 & Cr0.PE:
         return event
-    return replace(event, error_code=None)
+    return event._replace(error_code=None)
 
 
 def hand_over(processor: Processor, event: Event) -> ExitInformation | None:

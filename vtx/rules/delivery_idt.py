@@ -92,7 +92,7 @@ def through_idt(processor: Processor, event: Event, rf: int) -> None:
     ss = regs.ss
     if new_cpl != cpl:
         ss = Segment(new_cpl, 0, 0, _NULL_SS_RIGHTS | new_cpl << 5)
-    regs.system = regs.system._replace(cs=code.segment(gate.selector & ~3 | new_cpl), ss=ss)
+    regs.system = regs.system.with_code_and_stack(code.segment(gate.selector & ~3 | new_cpl), ss)
     regs.rflags &= ~_CLEARED
     if gate.kind == _INTERRUPT_GATE:
         regs.rflags &= ~Rflags.IF

@@ -18,9 +18,15 @@ if TYPE_CHECKING:
 __all__ = ["is_linear_address", "refresh", "refresh_privilege"]
 
 
+_LA57 = int(Cr4.LA57)
+
+
 def is_linear_address(processor: Processor, address: int) -> bool:
     """Tell whether a 64-bit address is canonical for the paging mode: 57 bits with CR4.LA57."""
-    return is_canonical(address, 57 if processor.regs.cr4 & Cr4.LA57 else 48)
+    # Most addresses are in the lower half of the narrower space.
+    return not address >> 47 or is_canonical(
+        address, 57 if processor.regs.system.cr4 & _LA57 else 48
+    )
 
 
 def refresh(processor: Processor) -> None:
@@ -43,6 +49,5 @@ def refresh(processor: Processor) -> None:
 
 def refresh_privilege(processor: Processor) -> None:
     """Copy what events and returns change: the privilege level, and RFLAGS for its AC flag."""
-    regs, context = processor.regs, processor.context
-    context.cpl = regs.cpl
-    context.rflags = regs.rflags
+    regs = processor.regs
+    processor.context.set_privilege(regs.cpl, regs.rflags)

@@ -5,7 +5,6 @@ SDM, operation of IRET/IRETD/IRETQ; "Information About NMI Unblocking Due to IRE
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from vtx.bits import MASK32, bit
@@ -77,7 +76,7 @@ def iret(processor: Processor, instruction: Instruction) -> ExitInformation | No
     try:
         _return(processor, instruction)
     except GuestFault as fault:
-        return exception(processor, replace(fault_event(fault), unblocked_nmis=unblocked))
+        return exception(processor, fault_event(fault)._replace(unblocked_nmis=unblocked))
     except ExitTaken as taken:
         if unblocked and taken.information.reason in _REPORT_UNBLOCKING:
             taken.information.qualification |= _NMI_UNBLOCKING
@@ -173,7 +172,7 @@ def _return_in_protected_mode(processor: Processor, stack: Stack, size: int) -> 
     mark_accessed(processor, code, delivery=False)
     load_returned_flags(regs, frame.rflags, size, cpl)
     regs.rip, regs.rsp = frame.rip, rsp
-    regs.system = regs.system._replace(cs=segment, ss=new_stack)
+    regs.system = regs.system.with_code_and_stack(segment, new_stack)
     if new_cpl > cpl:
         _drop_privileged_segments(regs, new_cpl)
 

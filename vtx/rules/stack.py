@@ -7,6 +7,7 @@ Segment", "Limit Checking").
 
 from __future__ import annotations
 
+from struct import unpack
 from typing import TYPE_CHECKING
 
 from vtx.bits import MASK32, MASK64
@@ -23,6 +24,8 @@ __all__ = ["Stack", "operand_size", "within_limit"]
 _SS = 12
 _BIG = int(AccessRights.DB)
 _MASK16 = 0xFFFF
+#: Letters of :mod:`struct` by the bytes of an item.
+_FORMATS = {2: "H", 4: "I", 8: "Q"}
 
 
 def within_limit(segment: Segment, offset: int, size: int) -> bool:
@@ -154,8 +157,7 @@ class Stack:
             return [self.pop(size) for _ in range(count)]
         raw = read(self._processor, self.pointer, size * count)
         self.pointer = self.pointer + size * count & MASK64
-        starts = range(0, size * count, size)
-        return [int.from_bytes(raw[at : at + size], "little") for at in starts]
+        return list(unpack(f"<{count}{_FORMATS[size]}", raw))
 
     def skip(self, size: int) -> None:
         """Move the top as if `size` bytes were popped."""
