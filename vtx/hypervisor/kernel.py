@@ -102,17 +102,18 @@ class DemandPaging:
         """Return what maps `page`: from the root down, each table is cleared, then entered."""
         actions: deque[tuple[int, int | None]] = deque()
         last = 21 if self.large_pages else 12
-        table = self.image.cr3
+        image = self.image
+        table, read, host_physical = image.cr3, image.memory.read_u64, image.host_physical
         for shift in range(39, last, -9):
             slot = table + 8 * (page >> shift & 511)
-            entry = self._read(slot)
+            entry = read(host_physical(slot))
             if not entry & _PRESENT:
-                entry = self.image.allocate_frame() | _ENTRY
+                entry = image.allocate_frame() | _ENTRY
                 self.tables += 1
                 actions += [(entry & _ADDRESS, None), (slot, entry)]
             table = entry & _ADDRESS
         slot = table + 8 * (page >> last & 511)
-        if not self._read(slot) & _PRESENT:
+        if not read(host_physical(slot)) & _PRESENT:
             actions += self._new_page(slot)
         return actions
 
@@ -127,6 +128,3 @@ class DemandPaging:
             (frame + offset, None) for offset in range(0, LARGE_PAGE, PAGE)
         ]
         return [*clear, (slot, frame | _ENTRY | _LARGE)]
-
-    def _read(self, guest_physical: int) -> int:
-        return self.image.memory.read_u64(self.image.host_physical(guest_physical))

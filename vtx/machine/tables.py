@@ -126,17 +126,15 @@ class Tables:
         if address & ((1 << page_shift(size)) - 1):
             raise InputError(f"{what} {address:#x} is not aligned to a {size} page")
 
-    def _is_leaf(self, entry: int, level: int) -> bool:
-        return level == 1 or bool(entry & _PAGE_SIZE)
-
     def _find(self, address: int) -> Place:
         """Follow the tables for `address` to its leaf, or to the entry that is not present."""
         table = self.root
         level = self.levels
+        to_host, read, present = self._to_host, self.memory.read_u64, self._present_bits
         while True:
-            place = self._to_host(table) + 8 * (address >> (3 + 9 * level) & 511)
-            entry = self.memory.read_u64(place)
-            if not entry & self._present_bits or self._is_leaf(entry, level):
+            place = to_host(table) + (address >> (3 + 9 * level) & 511) * 8
+            entry = read(place)
+            if not entry & present or level == 1 or entry & _PAGE_SIZE:
                 return Place(place, entry, level)
             table = entry & ADDRESS
             level -= 1

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress"]
 
-#: So many exits of one reason at one RIP must come before the whole state is looked at ...
+#: So many exits of one reason at one RIP and address must come before the whole state is looked at ...
 _SUSPICIOUS = 8
 #: ... and so many times in a row it must be the same before the guest is stopped.
 _PATIENCE = 24
+_NOWHERE = (-1, -1, -1)
 
 _GENERAL_REGISTERS = attrgetter(*GPR_NAMES)
 
@@ -63,7 +64,7 @@ class Progress:
     __slots__ = ("_place", "_repeats", "_same", "_state")
 
     def __init__(self) -> None:
-        self._place: tuple[int, int] = (-1, -1)
+        self._place: tuple[int, int, int] = _NOWHERE
         self._repeats = self._same = 0
         self._state: object = None
 
@@ -84,7 +85,7 @@ class Progress:
         EmulationStopped
             The same exit has come too often with nothing changed in between.
         """
-        place = (info.reason, info.guest_rip)
+        place = (info.reason, info.guest_rip, info.guest_physical_address)
         if place != self._place:
             self._place, self._repeats, self._same, self._state = place, 0, 0, None
             return
@@ -97,7 +98,7 @@ class Progress:
             return
         self._same += 1
         if self._same >= _PATIENCE:
-            self._place = (-1, -1)
+            self._place = _NOWHERE
             raise EmulationStopped(_sentence(info, ept))
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vtx.errors import GuestFault
 from vtx.facts.controls import Proc1, Proc2
+from vtx.facts.exits import ExitReason
 from vtx.facts.fields import FIELDS, Area, Field
 from vtx.machine.events import Event
 from vtx.machine.program import Instruction
@@ -75,6 +76,18 @@ _ZERO = (
     Field.GUEST_ACTIVITY_STATE,
     Field.GUEST_INTERRUPTIBILITY_STATE,
     Field.GUEST_PENDING_DEBUG_EXCEPTIONS,
+)
+#: Exits that :func:`vtx.rules.exiting.decide` has no say in: accesses to memory, and events.
+_UNDECIDED = frozenset(
+    {
+        ExitReason.EPT_VIOLATION,
+        ExitReason.EPT_MISCONFIGURATION,
+        ExitReason.EXCEPTION_OR_NMI,
+        ExitReason.EXTERNAL_INTERRUPT,
+        ExitReason.PAGE_MODIFICATION_LOG_FULL,
+        ExitReason.SPP_RELATED_EVENT,
+        ExitReason.VMX_PREEMPTION_TIMER_EXPIRED,
+    }
 )
 #: So many round trips in a row must have changed only RIP before decisions are remembered.
 _PATIENCE = 3
@@ -384,6 +397,11 @@ def learn(processor: Processor, info: ExitInformation) -> None:
     """
     vmcs = processor.vmcs
     if vmcs is None or info.exit_reason_bits:
+        return
+    if info.reason in _UNDECIDED:
+        # No instruction exits so whatever happens: there is nothing to remember.
+        if type(vmcs.quick) is QuickPath:
+            vmcs.quick.ready = False
         return
     known = vmcs.synced
     if type(known) is not Synced or not known.paired or not known.plain or known.fresh:

@@ -121,9 +121,10 @@ def _checked_gate(processor: Processor, event: Event) -> _Gate:
     regs = processor.regs
     error = event.vector << 3 | _IN_IDT | event.external
     offset = event.vector * _GATE_BYTES
-    if offset + _GATE_BYTES - 1 > regs.idtr.limit:
+    idtr = regs.system.idtr
+    if offset + _GATE_BYTES - 1 > idtr.limit:
         raise GuestFault(_GP, error, f"vector {event.vector} is beyond the IDT")
-    raw = read(processor, regs.idtr.base + offset, _GATE_BYTES, supervisor=True, delivery=True)
+    raw = read(processor, idtr.base + offset, _GATE_BYTES, supervisor=True, delivery=True)
     gate = _decode_gate(int.from_bytes(raw, "little"))
     if gate.kind not in (_INTERRUPT_GATE, _TRAP_GATE):
         raise GuestFault(_GP, error, f"gate {event.vector} is no 64-bit interrupt or trap gate")
@@ -154,15 +155,23 @@ def code_segment(processor: Processor, selector: int, external: int) -> Descript
         raise GuestFault(_GP, external, "the gate's code selector is null")
     descriptor = read_descriptor(processor, selector, _GP, external, delivery=True)
     error = selector & ~3 | external
+    wrong = _wrong_code_segment(descriptor, processor.regs.cpl)
+    if wrong is not None:
+        vector, what = wrong
+        raise GuestFault(vector, error, f"the code segment {selector:#x} of the handler {what}")
+    return descriptor
+
+
+@lru_cache
+def _wrong_code_segment(descriptor: Descriptor, cpl: int) -> tuple[int, str] | None:
+    """Return the exception that the code segment of a gate raises, and why; None if it is good."""
     value = descriptor.value
     is_code = bit(value, 44) and bit(value, 43)
-    if not is_code or descriptor.dpl > processor.regs.cpl:
-        raise GuestFault(_GP, error, f"selector {selector:#x} is no code segment for the handler")
+    if not is_code or descriptor.dpl > cpl:
+        return _GP, "is no code segment for it"
     if not bit(value, 47):
-        raise GuestFault(_NP, error, f"the code segment {selector:#x} is not present")
-    if not bit(value, 53) or bit(value, 54):
-        raise GuestFault(_GP, error, f"the code segment {selector:#x} is not 64-bit")
-    return descriptor
+        return _NP, "is not present"
+    return (_GP, "is not 64-bit") if not bit(value, 53) or bit(value, 54) else None
 
 
 def _stack_pointer(processor: Processor, gate: _Gate, new_cpl: int, event: Event) -> int:
@@ -174,10 +183,11 @@ def _stack_pointer(processor: Processor, gate: _Gate, new_cpl: int, event: Event
         offset = _TSS_RSP0 + 8 * new_cpl
     else:
         return regs.rsp & ~0xF
-    if offset + 7 > regs.tr.limit:
-        error = regs.tr.selector & ~3 | event.external
+    tr = regs.system.tr
+    if offset + 7 > tr.limit:
+        error = tr.selector & ~3 | event.external
         raise GuestFault(_TS, error, "the TSS has no such stack pointer")
-    raw = read(processor, regs.tr.base + offset, 8, supervisor=True, delivery=True)
+    raw = read(processor, tr.base + offset, 8, supervisor=True, delivery=True)
     stack = int.from_bytes(raw, "little")
     if not is_linear_address(processor, stack):
         raise GuestFault(_SS, event.external, "the handler's stack pointer is not canonical")

@@ -66,14 +66,14 @@ def read_descriptor(
     GuestFault
         Exception `vector` with the selector as its error code: it is beyond the table.
     """
-    regs = processor.regs
+    system = processor.regs.system
     error = selector & ~3 | external
     if selector & 4:
-        if not regs.ldtr.usable:
+        if not system.ldtr.usable:
             raise GuestFault(vector, error, "there is no LDT")
-        base, limit = regs.ldtr.base, regs.ldtr.limit
+        base, limit = system.ldtr.base, system.ldtr.limit
     else:
-        base, limit = regs.gdtr.base, regs.gdtr.limit
+        base, limit = system.gdtr
     if (selector | 7) > limit:
         raise GuestFault(vector, error, f"selector {selector:#x} is beyond its table")
     address = base + (selector & ~7)

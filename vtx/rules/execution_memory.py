@@ -39,6 +39,11 @@ _GP, _PF, _VE = 13, 14, 20
 _PAGE = 4096
 #: Accesses that breakpoints on data look at.
 _WATCHED = (Access.LOAD, Access.STORE, Access.MODIFY)
+# Members under names that need no look-up in a class.
+_LOAD, _IMPLICIT_LOAD = int(Access.LOAD), int(Access.IMPLICIT_LOAD)
+_PROC2 = Field.SECONDARY_PROCESSOR_BASED_CONTROLS
+_APIC_ACCESSES = int(Proc2.VIRTUALIZE_APIC_ACCESSES)
+_VE_CONTROL = int(Proc2.EPT_VIOLATION_VE)
 _GLA_VALID = 7
 _SPP_MISS = 1 << 11  # of the exit qualification
 _SUPPRESS_VE = 63
@@ -122,24 +127,27 @@ def stopped(processor: Processor, walk: Walk, *, delivery: bool = False) -> VtxE
 
 def _ept_exit(walk: Walk) -> ExitInformation:
     """Return the exit for an EPT or sub-page-permission event, or a full PML log."""
-    if walk.status == WalkStatus.EPT_MISCONFIGURATION:
+    status = walk.status
+    if status is WalkStatus.EPT_VIOLATION:
+        qualification = walk.qualification
         return ExitInformation(
-            ExitReason.EPT_MISCONFIGURATION, guest_physical_address=walk.gpa or 0, resume_flag=1
-        )
-    if walk.status == WalkStatus.PML_FULL:
-        return ExitInformation(ExitReason.PAGE_MODIFICATION_LOG_FULL, resume_flag=1)
-    if walk.status in (WalkStatus.SPP_MISS, WalkStatus.SPP_MISCONFIGURATION):
-        return ExitInformation(
-            ExitReason.SPP_RELATED_EVENT,
-            _SPP_MISS if walk.status == WalkStatus.SPP_MISS else 0,
-            guest_linear_address=walk.gva,
+            ExitReason.EPT_VIOLATION,
+            qualification,
+            guest_linear_address=walk.gva if bit(qualification, _GLA_VALID) else 0,
             guest_physical_address=walk.gpa or 0,
             resume_flag=1,
         )
+    if status is WalkStatus.EPT_MISCONFIGURATION:
+        return ExitInformation(
+            ExitReason.EPT_MISCONFIGURATION, guest_physical_address=walk.gpa or 0, resume_flag=1
+        )
+    if status is WalkStatus.PML_FULL:
+        return ExitInformation(ExitReason.PAGE_MODIFICATION_LOG_FULL, resume_flag=1)
+    # Sub-page permissions.
     return ExitInformation(
-        ExitReason.EPT_VIOLATION,
-        walk.qualification,
-        guest_linear_address=walk.gva if bit(walk.qualification, _GLA_VALID) else 0,
+        ExitReason.SPP_RELATED_EVENT,
+        _SPP_MISS if status is WalkStatus.SPP_MISS else 0,
+        guest_linear_address=walk.gva,
         guest_physical_address=walk.gpa or 0,
         resume_flag=1,
     )
@@ -149,7 +157,9 @@ def _becomes_ve(processor: Processor, walk: Walk, delivery: bool) -> bool:
     """Tell whether an EPT violation is convertible (SDM, "Convertible EPT Violations")."""
     vmcs = processor.vmcs
     assert vmcs is not None
-    if delivery or not vmcs.proc2 & Proc2.EPT_VIOLATION_VE or bit(walk.ept_entry, _SUPPRESS_VE):
+    if delivery or not vmcs.values[_PROC2] & _VE_CONTROL:
+        return False
+    if not vmcs.proc2 & _VE_CONTROL or bit(walk.ept_entry, _SUPPRESS_VE):
         return False
     area = vmcs[Field.VIRTUALIZATION_EXCEPTION_INFO_ADDRESS]
     return bool(processor.regs.cr0 & Cr0.PE) and processor.memory.read_u32(area + 4) == 0
@@ -178,6 +188,8 @@ def _reach(processor: Processor, linear: int, size: int, kind: int, delivery: bo
         raise stopped(processor, address, delivery=delivery)
     vmcs = processor.vmcs
     assert vmcs is not None
+    if not vmcs.values[_PROC2] & _APIC_ACCESSES:
+        return address
     apic = page(vmcs)
     if apic is None or address & ~0xFFF != apic:
         return address
@@ -238,7 +250,7 @@ def read(
     delivery : bool
         The access delivers an event.
     """
-    access = Access.IMPLICIT_LOAD if supervisor else Access.LOAD
+    access = _IMPLICIT_LOAD if supervisor else _LOAD
     if linear & 0xFFF <= _PAGE - size:
         return processor.memory.read(_reach(processor, linear, size, access, delivery), size)
     pieces = _pages(processor, linear, size, access, delivery)

@@ -5,6 +5,7 @@ SDM, operation of IRET/IRETD/IRETQ; "Information About NMI Unblocking Due to IRE
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from vtx.bits import MASK32, bit
@@ -61,11 +62,12 @@ def unblock_nmis(processor: Processor) -> bool:
     """
     vmcs, regs = processor.vmcs, processor.regs
     assert vmcs is not None
-    if vmcs.pin & Pin.NMI_EXITING and not vmcs.pin & Pin.VIRTUAL_NMIS:
+    pin = vmcs.pin
+    if pin & Pin.NMI_EXITING and not pin & Pin.VIRTUAL_NMIS:
         return False
     blocked = bool(regs.interruptibility_state & Interruptibility.NMI)
     regs.interruptibility_state &= ~Interruptibility.NMI
-    if not vmcs.pin & Pin.VIRTUAL_NMIS:
+    if not pin & Pin.VIRTUAL_NMIS:
         processor.nmi_blocked = False
     return blocked
 
@@ -198,16 +200,29 @@ def _return_code_segment(processor: Processor, selector: int) -> Descriptor:
     if not error:
         raise GuestFault(GP, 0, "IRET to a null code segment")
     descriptor = read_descriptor(processor, selector, GP, 0)
-    value, rpl = descriptor.value, selector & 3
+    regs = processor.regs
+    wrong = _wrong_code_segment(descriptor, selector & 3, regs.cpl, regs.in_ia32e_mode)
+    if wrong is not None:
+        vector, what = wrong
+        raise GuestFault(vector, error, f"IRET: the code segment {selector:#x} {what}")
+    return descriptor
+
+
+@lru_cache
+def _wrong_code_segment(
+    descriptor: Descriptor, rpl: int, cpl: int, ia32e_mode: bool
+) -> tuple[int, str] | None:
+    """Return the exception that a code segment to return to raises, and why; None if it is good."""
+    value = descriptor.value
     is_code = bit(value, 44) and bit(value, 43)
     fits = descriptor.dpl <= rpl if bit(value, 42) else descriptor.dpl == rpl
-    if not is_code or rpl < processor.regs.cpl or not fits:
-        raise GuestFault(GP, error, f"IRET to selector {selector:#x}")
+    if not is_code or rpl < cpl or not fits:
+        return GP, "cannot be returned to"
     if not bit(value, 47):
-        raise GuestFault(NP, error, f"the code segment {selector:#x} is not present")
-    if processor.regs.in_ia32e_mode and bit(value, 53) and bit(value, 54):
-        raise GuestFault(GP, error, f"the code segment {selector:#x} has L and D set")
-    return descriptor
+        return NP, "is not present"
+    if ia32e_mode and bit(value, 53) and bit(value, 54):
+        return GP, "has L and D set"
+    return None
 
 
 def _return_stack_segment(
@@ -220,14 +235,22 @@ def _return_stack_segment(
             raise GuestFault(GP, 0, "IRET to a null stack segment")
         return Segment(selector, 0, 0, 1 << 16 | cpl << 5)
     descriptor = read_descriptor(processor, selector, GP, 0)
-    value = descriptor.value
-    is_writable_data = bit(value, 44) and not bit(value, 43) and bit(value, 41)
-    if not is_writable_data or selector & 3 != cpl or descriptor.dpl != cpl:
-        raise GuestFault(GP, error, f"IRET to stack selector {selector:#x}")
-    if not bit(value, 47):
-        raise GuestFault(SS, error, f"the stack segment {selector:#x} is not present")
+    wrong = _wrong_stack_segment(descriptor, selector & 3, cpl)
+    if wrong is not None:
+        vector, what = wrong
+        raise GuestFault(vector, error, f"IRET: the stack segment {selector:#x} {what}")
     mark_accessed(processor, descriptor, delivery=False)
     return descriptor.segment(selector)
+
+
+@lru_cache
+def _wrong_stack_segment(descriptor: Descriptor, rpl: int, cpl: int) -> tuple[int, str] | None:
+    """Return the exception that a stack segment to return to raises, and why; None if good."""
+    value = descriptor.value
+    is_writable_data = bit(value, 44) and not bit(value, 43) and bit(value, 41)
+    if not is_writable_data or rpl != cpl or descriptor.dpl != cpl:
+        return GP, "cannot be returned to"
+    return None if bit(value, 47) else (SS, "is not present")
 
 
 def _drop_privileged_segments(regs: Registers, cpl: int) -> None:
