@@ -8,6 +8,7 @@ into cycles per exit reason with one product, for any CPU of the same shape.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -87,10 +88,15 @@ class EventLog:
 
     def __init__(self, keep_exits: int = 100_000) -> None:
         self.counts: dict[int, list[int]] = {GUEST: [0] * len(Event)}
-        self._records: deque[Record] = deque(maxlen=keep_exits)
+        self._set_records(deque(maxlen=keep_exits))
         self.exit_count = 0
         self.reason = GUEST
         self.row = self.counts[GUEST]
+
+    def _set_records(self, records: deque[Record]) -> None:
+        self._records = records
+        #: Keeps the record of an exit that its caller has counted.
+        self.keep: Callable[[Record], None] = records.append
 
     def count(self, event: Event, times: int = 1) -> None:
         """Count `event` under the exit reason that is being handled."""
@@ -127,7 +133,7 @@ class EventLog:
         if fault:
             row[_FAULT_EXIT] += 1
         self.exit_count += 1
-        self._records.append(record)
+        self.keep(record)
 
     def copy(self) -> EventLog:
         """Return a log of equal content."""
@@ -138,7 +144,7 @@ class EventLog:
     def replace(self, other: EventLog) -> None:
         """Make this log one of `other`'s content; whoever holds it sees the change."""
         self.counts = {reason: list(row) for reason, row in other.counts.items()}
-        self._records = other._records.copy()
+        self._set_records(other._records.copy())
         self.exit_count = other.exit_count
         self.handle(other.reason)
 

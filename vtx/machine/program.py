@@ -393,13 +393,16 @@ class Cursor:
         count = len(operations)
         while index < count:
             operation = operations[index]
-            if not isinstance(operation, Loop):
+            if isinstance(operation, Instruction):
                 self.operation = operation
-                if isinstance(operation, Stream):
-                    self.record = operation.start
+                break
+            if isinstance(operation, Stream):
+                self.operation = operation
+                self.record = operation.start
                 break
             iterations = self.iterations
-            done = iterations.get(index, 0) + 1
+            # The first round is not counted before it ends.
+            done = iterations[index] + 1 if index in iterations else 1
             if done < operation.count:
                 iterations[index] = done
                 index = operation.start

@@ -44,13 +44,12 @@ from vtx.rules.transitions_synced import Synced
 if TYPE_CHECKING:
     from vtx.machine.exit_information import ExitInformation
     from vtx.machine.processor import Processor
-    from vtx.machine.program import Cursor
 
 __all__ = ["QuickPath", "learn"]
 
 _RIP = Field.GUEST_RIP
 _MOVED = frozenset({_RIP})
-_VM_ENTRY = int(Event.VM_ENTRY)
+_VM_ENTRY, _VM_EXIT = int(Event.VM_ENTRY), int(Event.VM_EXIT)
 _VM = int(Rflags.VM)
 _PAGE = 4096
 
@@ -258,51 +257,48 @@ class QuickPath:
         ExitInformation or None
             The VM exit, which is complete; None: nothing has happened.
         """
-        processor = self.processor
-        if not (self.ready and self._is_as_before(processor)):
+        processor, decision = self.processor, self.last
+        if decision is None or not self.ready or self._has_changed(processor):
             self._decline()
             return None
-        cursor = processor.cursors[-1]
-        decision = self._next(cursor)
+        cursor, values = processor.cursors[-1], self.values
+        # An instruction that is to exit again with RIP unmoved is for the full way, which notices
+        # exits without progress.
+        if (
+            cursor.operation is not decision.instruction
+            or values[_RIP] != decision.end
+            or cursor.address is None
+        ):
+            self._decline()
+            return None
+        # As the full way begins, too: it will find the cursor where it left it.
+        cursor.advance()
+        cursor.address = decision.end
+        if cursor.operation is not decision.instruction:
+            decision = self.last = self.decisions.get(id(cursor.operation))
         if decision is None or not decision.fetch():
             self._decline()
             return None
         cursor.reached = True
-        for name, value in decision.sets:
-            setattr(processor.regs, name, value)
         rip = cursor.address = decision.rip
-        info = decision.information
-        self._exit(processor, info, rip)
-        return info
+        regs = processor.regs
+        for name, value in decision.sets:
+            setattr(regs, name, value)
+        self._exit(processor, decision.information, rip)
+        regs.rip = self.host_rip
+        regs.rsp = self.host_rsp
+        regs.rflags = 2
+        return decision.information
 
-    def _next(self, cursor: Cursor) -> _Decision | None:
-        """Let the cursor follow RIP; return what is known of the instruction it comes to."""
-        decision = self.last
-        rip = self.values[_RIP]
-        # An instruction that is to exit again with RIP unmoved is for the full way, which notices
-        # exits without progress.
-        if (
-            decision is None
-            or cursor.operation is not decision.instruction
-            or rip != decision.end
-            or cursor.address is None
-        ):
-            return None
-        # As the full way begins, too: it will find the cursor where it left it.
-        cursor.advance()
-        cursor.address = rip
-        if cursor.operation is not decision.instruction:
-            decision = self.last = self.decisions.get(id(cursor.operation))
-        return decision
-
-    def _is_as_before(self, processor: Processor) -> bool:
-        """Tell whether nothing but RIP has changed since the last exit."""
+    def _has_changed(self, processor: Processor) -> bool:
+        """Tell whether anything but RIP may have changed since the last exit."""
         regs, vmcs, pending = processor.regs, self.vmcs, processor.pending
-        return not (
+        system = regs.system
+        return bool(
             not vmcs.dirty <= _MOVED
             or (self.values[_RIP] ^ self.judged_rip) & self.watched_rip
-            or regs.system is not self.host
-            or regs.system is not processor.root_system
+            or system is not self.host
+            or system is not processor.root_system
             or regs.msrs.changed
             or regs.rflags & _VM
             or regs.interruptibility_state
@@ -325,8 +321,8 @@ class QuickPath:
         )
 
     def _exit(self, processor: Processor, info: ExitInformation, rip: int) -> None:
-        """Leave behind what entry and exit do: counts, the record, fields and registers."""
-        values, dirty, regs, events = self.values, self.vmcs.dirty, processor.regs, processor.events
+        """Leave behind what entry and exit do to counts, the record and fields."""
+        values, dirty, events = self.values, self.vmcs.dirty, processor.events
         dirty.clear()
         if values[_RIP] != rip:
             values[_RIP] = rip
@@ -337,15 +333,24 @@ class QuickPath:
             processor.pause_loop = processor.apic_write = None
         processor.nmi_blocked = False
         events.row[_VM_ENTRY] += 1
-        number, steps, physical = processor.number, processor.steps, info.guest_physical_address
         reason = info.reason
-        events.vm_exit(
-            (events.exit_count, number, steps, reason, info.qualification, rip, physical, 0),
-            fault=False,
+        if reason is not events.reason:
+            events.handle(reason)
+        events.row[_VM_EXIT] += 1
+        number = events.exit_count
+        events.exit_count = number + 1
+        events.keep(
+            (
+                number,
+                processor.number,
+                processor.steps,
+                reason,
+                info.qualification,
+                rip,
+                info.guest_physical_address,
+                0,
+            )
         )
-        regs.rip = self.host_rip
-        regs.rsp = self.host_rsp
-        regs.rflags = 2
 
     def _decline(self) -> None:
         """Prepare for a VM entry on the full way."""
