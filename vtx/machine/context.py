@@ -41,7 +41,9 @@ class Member(property):
 
     if TYPE_CHECKING:
 
-        def __get__(self, instance: Any, owner: type | None = None) -> int: ...
+        def __get__(  # type: ignore[override]  # it is an int
+            self, instance: Any, owner: type | None = None, /
+        ) -> int: ...
 
 
 def _set_member(instance: Any, value: int, *, name: str) -> None:

@@ -124,7 +124,7 @@ class SystemRegisters(NamedTuple):
 
     def with_code_and_stack(self, cs: Segment, ss: Segment) -> SystemRegisters:
         """Return them with other CS and SS, which events and returns load together."""
-        return SystemRegisters(*self[:6], cs, ss, *self[8:])
+        return SystemRegisters._make((*self[:6], cs, ss, *self[8:]))
 
 
 class MsrFile(dict[int, int]):

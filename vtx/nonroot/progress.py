@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress"]
 
-#: So many exits of one reason at one RIP and address must come before the whole state is looked at ...
+#: So many exits of one reason at one RIP, for one address, must come before the whole state is
+#: looked at ...
 _SUSPICIOUS = 8
 #: ... and so many times in a row it must be the same before the guest is stopped.
 _PATIENCE = 24
