@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vtx
 from vtx.facts.exits import ExitReason
 from vtx.lab.categories import Category
 from vtx.lab.ledger import price, reason_name
@@ -186,3 +188,51 @@ def test_twice_the_counts_cost_twice_as_much(
     twice.events.counts.update({reason: [2 * n for n in row] for reason, row in counts.items()})
     twice.translation.update({name: 2 * n for name, n in translation.items()})
     assert 2 * price(once, SKYLAKE).cycles == price(twice, SKYLAKE).cycles
+
+
+BY_CACHE = {
+    "walks": 2,
+    "guest_references_level1": 10,
+    "ept_references_level1": 20,
+    "guest_walk_l1": 6,
+    "guest_walk_memory": 3,
+    "ept_walk_l2": 5,
+    "ept_walk_l3": 15,
+}
+
+
+def test_references_cost_what_held_the_entry() -> None:
+    ledger = price(Run(translation=BY_CACHE), SKYLAKE)
+    cells = {cell.category: cell for cell in ledger.translation}
+    assert cells[Category.GUEST_REFERENCES].count == 1
+    assert cells[Category.EPT_REFERENCES].count == 0
+    guest = 6 * 4 + 3 * 248 + 1 * 21
+    assert ledger.cycles == 2 * 7 + guest + 5 * 21 + 15 * 75
+    assert cells[Category.EPT_L3].cycles == 15 * 75
+    assert ledger.by_status[Status.DERIVED] == 6 * 4 + 3 * 248 + 5 * 21 + 15 * 75
+
+
+def test_a_cpu_without_a_price_for_a_level_has_one_price_for_all() -> None:
+    ledger = price(Run(translation=BY_CACHE), load_profile("merom_core2"))
+    assert load_profile("merom_core2").prices["walk.l3"].cycles is None
+    cells = {cell.category: cell for cell in ledger.translation}
+    assert cells[Category.EPT_REFERENCES].cycles == 20 * 17
+    assert cells[Category.GUEST_L1].cycles == 6 * 3
+    assert Category.EPT_L2 not in cells
+
+
+def test_a_run_with_data_caches_is_priced_by_level(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    caches = "".join(
+        f"    - {{size: {size}, ways: 8, status: estimated, source: a test}}\n"
+        for size in ("32K", "1M", "16M")
+    )
+    text = f"schema: 1\ninherits: skylake_sp\nid: own\nshape:\n  data_caches:\n{caches}"
+    own.write_text(text)
+    run = vtx.replay(Path(__file__).parents[2] / "traces" / "02-ept-violation.yaml", str(own))
+    ledger = price(run, load_profile(str(own)))
+    cells = {cell.category: cell for cell in ledger.translation}
+    assert cells[Category.EPT_MEMORY].count > 0
+    assert cells[Category.GUEST_REFERENCES].count == 0
+    counted = sum(run.translation[f"ept_references_level{level}"] for level in range(1, 6))
+    assert sum(cell.count for c, cell in cells.items() if c.name.startswith("EPT_")) == counted

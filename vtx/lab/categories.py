@@ -9,6 +9,7 @@ from typing import Protocol
 from vtx.machine.events import Event
 
 __all__ = [
+    "DIVIDED",
     "EVENTS",
     "NEVER_PRICED",
     "SOFTWARE",
@@ -27,6 +28,14 @@ class Category(StrEnum):
     WALK_FIXED = "page walks, fixed part"
     GUEST_REFERENCES = "page walks, guest dimension"
     EPT_REFERENCES = "page walks, EPT dimension"
+    GUEST_L1 = "guest dimension, from L1"
+    GUEST_L2 = "guest dimension, from L2"
+    GUEST_L3 = "guest dimension, from L3"
+    GUEST_MEMORY = "guest dimension, from memory"
+    EPT_L1 = "EPT dimension, from L1"
+    EPT_L2 = "EPT dimension, from L2"
+    EPT_L3 = "EPT dimension, from L3"
+    EPT_MEMORY = "EPT dimension, from memory"
     EXIT = "exit transition"
     FAULT = "fault extra"
     VMREAD = "VMREAD"
@@ -77,6 +86,22 @@ NEVER_PRICED: tuple[tuple[Event, str], ...] = (
     (Event.ENTRY_FAILURE, "VM entries that failed while loading guest state"),
     (Event.VMFAIL, "VMX instructions that ended in VMfail"),
 )
+#: Where the shape has data caches: the categories of a dimension of the walk by what held the
+#: entry, with counter and price. They take the place of as many references of the first category.
+DIVIDED: dict[Category, tuple[tuple[Category, str, str], ...]] = {
+    Category.GUEST_REFERENCES: (
+        (Category.GUEST_L1, "guest_walk_l1", "walk.l1"),
+        (Category.GUEST_L2, "guest_walk_l2", "walk.l2"),
+        (Category.GUEST_L3, "guest_walk_l3", "walk.l3"),
+        (Category.GUEST_MEMORY, "guest_walk_memory", "walk.memory"),
+    ),
+    Category.EPT_REFERENCES: (
+        (Category.EPT_L1, "ept_walk_l1", "walk.l1"),
+        (Category.EPT_L2, "ept_walk_l2", "walk.l2"),
+        (Category.EPT_L3, "ept_walk_l3", "walk.l3"),
+        (Category.EPT_MEMORY, "ept_walk_memory", "walk.memory"),
+    ),
+}
 #: Work of software, the guest's and the VMM's: not the hardware's virtualization.
 SOFTWARE = (Category.GUEST, Category.HANDLER)
 

@@ -14,7 +14,14 @@ from fractions import Fraction
 from typing import Any
 
 from vtx.facts.exits import ExitReason, kvm_name
-from vtx.lab.categories import EVENTS, NEVER_PRICED, TRANSLATION, Category, Counted, Counts
+from vtx.lab.categories import (
+    DIVIDED,
+    EVENTS,
+    NEVER_PRICED,
+    TRANSLATION,
+    Category,
+    Counted,
+)
 from vtx.lab.profile import Price, Profile, Status, plain_number
 from vtx.machine.events import GUEST, Event
 
@@ -27,7 +34,6 @@ __all__ = [
     "Category",
     "Cell",
     "Counted",
-    "Counts",
     "Ledger",
     "Row",
     "Unpriced",
@@ -350,13 +356,23 @@ def price(run: Counted, profile: Profile) -> Ledger:
     rows = [_row(reason, counts, profile) for reason, counts in run.events.counts.items()]
     rows = [row for row in rows if row.samples or any(cell.count for cell in row.cells)]
     rows.sort(key=lambda row: (row.reason == GUEST, -row.cycles, -row.samples, row.reason))
-    translation = tuple(
-        Cell(
-            category, sum(_counter(run.translation, name) for name in counters), profile.prices[key]
-        )
-        for category, counters, key in TRANSLATION
-    )
+    translation = tuple(_translation(run.translation, profile))
     return Ledger(profile, tuple(rows), translation, tuple(_unpriced(run, rows, translation)))
+
+
+def _translation(counters: Mapping[str, int], profile: Profile) -> Iterator[Cell]:
+    """Yield what the guest's translations cost; references by cache level where that is known."""
+    for category, names, key in TRANSLATION:
+        count = sum(counters.get(name, 0) for name in names)
+        cells = [
+            Cell(part, counters.get(name, 0), profile.prices[price_name])
+            for part, name, price_name in DIVIDED.get(category, ())
+            if counters.get(name, 0)
+        ]
+        if any(cell.unpriced for cell in cells):
+            cells = []  # one price for all of them, as without caches
+        yield Cell(category, count - sum(cell.count for cell in cells), profile.prices[key])
+        yield from cells
 
 
 def _row(reason: int, counts: Sequence[int], profile: Profile) -> Row:
@@ -365,10 +381,6 @@ def _row(reason: int, counts: Sequence[int], profile: Profile) -> Row:
     )
     samples = counts[Event.VM_EXIT] + counts[Event.ENTRY_FAILURE]
     return Row(reason, samples, cells, profile.prices["round_trip"])
-
-
-def _counter(translation: Mapping[str, int], name: str) -> int:
-    return translation.get(name, 0)
 
 
 def _unpriced(

@@ -14,7 +14,7 @@ from typing import Any
 from vtx.facts.msrs import Msr
 from vtx.machine.shape import Shape
 from vtx.profiles import load_raw, names
-from vtx.profiles.schema import OPTIONAL_PRICES
+from vtx.profiles.schema import OPTIONAL_PRICES, OPTIONAL_WALK_PRICES
 
 __all__ = [
     "UNCERTAINTY",
@@ -141,7 +141,7 @@ class Profile:
     def from_raw(cls, raw: Mapping[str, Any]) -> Profile:
         """Return the profile that :func:`vtx.profiles.load_raw` has read."""
         prices = {name: _price(name, entry) for name, entry in raw["prices"].items()}
-        for name in OPTIONAL_PRICES:
+        for name in (*OPTIONAL_PRICES, *(f"walk.{key}" for key in OPTIONAL_WALK_PRICES)):
             prices.setdefault(name, Price(name, None, None, _NO_FIGURE))
         ghz = raw["nominal_ghz"]
         clock = {"status": ghz["status"], "source": ghz["source"]}

@@ -18,6 +18,7 @@ __all__ = [
     "FEATURES",
     "NUMBERED_FEATURES",
     "OPTIONAL_PRICES",
+    "OPTIONAL_WALK_PRICES",
     "PRICES",
     "PRICE_STATUSES",
     "SHAPE_STATUSES",
@@ -34,6 +35,8 @@ SHAPE_STATUSES = ("reported", *PRICE_STATUSES)
 #: Prices that every profile gives, if only as "no data".
 PRICES = ("round_trip", "entry", "exit", "vmread", "vmwrite", "fault_exit_extra", "stlb_hit")
 WALK_PRICES = ("fixed", "reference")
+#: Prices of a reference by what holds the entry, for shapes with data caches.
+OPTIONAL_WALK_PRICES = ("l1", "l2", "l3", "memory")
 #: Prices for which no published figure is known; a profile may give its own.
 OPTIONAL_PRICES = (
     "injection", "delivery", "invalidation", "vmx_instruction", "handler", "guest_instruction",
@@ -313,7 +316,7 @@ def _prices(item: Item) -> Iterator[tuple[str, Part]]:
     prices = item.mapping("prices", (*PRICES, *OPTIONAL_PRICES, "walk"))
     for name, entry in prices.items():
         if name == "walk":
-            for key, price in entry.mapping("walk", WALK_PRICES).items():
+            for key, price in entry.mapping("walk", (*WALK_PRICES, *OPTIONAL_WALK_PRICES)).items():
                 yield f"price walk.{key}", Part(_price(f"walk.{key}", price), price)
         else:
             yield f"price {name}", Part(_price(name, entry), entry)
