@@ -25,6 +25,7 @@ from vtx.machine.exiting_sets import ExitingSets
 from vtx.machine.guest_ept import GuestEpt
 from vtx.machine.guest_view import GuestView
 from vtx.machine.memory import Memory
+from vtx.machine.mmu import Mmu
 from vtx.machine.paging import FrameAllocator
 from vtx.machine.processor import Processor
 from vtx.machine.program import Cursor, Program
@@ -177,6 +178,8 @@ class Cpu(Processor):
         The machine it belongs to.
     number : int
         Which of the machine's processors it is.
+    mmu : Mmu, optional
+        Take this one, over the machine's memory, instead of a new one.
 
     Examples
     --------
@@ -205,9 +208,11 @@ class Cpu(Processor):
         *,
         machine: Machine | None = None,
         number: int = 0,
+        mmu: Mmu | None = None,
     ) -> None:
         self.machine = machine if machine is not None else Machine._around(self, profile)
-        super().__init__(self.machine.shape, self.machine.memory, number, self.machine.events)
+        machine = self.machine
+        super().__init__(machine.shape, machine.memory, number, machine.events, mmu)
         self._progress = Progress()
         self._vmread: Any = vmx_fields.field_reader(self)
         self._vmwrite = vmx_fields.field_writer(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.nonroot.guests import capable_shape, inside
@@ -78,6 +78,7 @@ def frame(processor: Processor, count: int) -> list[int]:
 # Delivery that succeeds.
 
 
+@settings(deadline=None)
 @given(vector=st.integers(0, 255), kind=st.sampled_from([14, 15]), ist=st.sampled_from([0, 1]),
        user=st.booleans(), code=st.none() | st.integers(0, 0xFFFF),
        type=st.sampled_from([EventType.EXTERNAL_INTERRUPT, HARDWARE, SOFTWARE]),

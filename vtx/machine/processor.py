@@ -123,7 +123,12 @@ class Processor:
     """
 
     def __init__(
-        self, shape: Shape, memory: Memory, number: int = 0, events: EventLog | None = None
+        self,
+        shape: Shape,
+        memory: Memory,
+        number: int = 0,
+        events: EventLog | None = None,
+        mmu: Mmu | None = None,
     ) -> None:
         self.shape = shape
         self.memory = memory
@@ -133,7 +138,7 @@ class Processor:
         self.fields = shape.fields
         self.writable_fields = shape.writable_fields
         self.regs = Registers()
-        self.mmu = Mmu(memory, shape)
+        self.mmu = Mmu(memory, shape) if mmu is None else mmu
         self.context = Context()
         self.in_vmx = False
         self.non_root = False

@@ -129,7 +129,12 @@ def enter_setup(cpu: Cpu, fields: Mapping[int, int]) -> list[int]:
     cpu.vmclear(VMCS_REGION)
     cpu.vmptrld(VMCS_REGION)
     failed = []
+    vmcs, writable = cpu.vmcs, cpu.writable_fields
+    assert vmcs is not None
     for encoding, value in fields.items():
+        if encoding in writable:
+            vmcs[encoding] = value  # VMWRITE of such a field cannot fail here
+            continue
         try:
             cpu.vmwrite(encoding, value)
         except VMfailValid:

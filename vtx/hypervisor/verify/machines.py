@@ -44,6 +44,7 @@ class BareMachine:
         self.machine = Machine(self.shape, memory_bytes=PHYSICAL_BYTES)
         revision = self.shape.revision_id.to_bytes(4, "little")
         self._memory = {**host_memory(), **memory}
+        self._mmu = self.machine.cpus[0].mmu
         self._memory |= {VMXON_REGION: revision, VMCS_REGION: revision}
 
     def fresh(self, memory: Mapping[int, bytes]) -> Cpu:
@@ -54,7 +55,8 @@ class BareMachine:
             store.write(address, content)
         for address, content in memory.items():
             store.write(address, content)
-        cpu = Cpu(machine=self.machine)
+        self._mmu.flush_all()
+        cpu = Cpu(machine=self.machine, mmu=self._mmu)
         self.machine.cpus[:] = [cpu]
         regs = cpu.regs
         regs.cr0, regs.cr3, regs.cr4, regs.efer = 0x8000_0031, _HOST_CR3, 0x2020, 0xD00

@@ -52,16 +52,16 @@ class WalkReplayer:
         width = int(header.get("maxphyaddr", model.maxphyaddr))
         self.shape = Shape(model.name, msrs, width, model.linear_bits, model.features)
         self._memory = new_memory()
+        self._mmu = Mmu(self._memory, self.shape)
 
     def replay(self, case: Mapping[str, Any]) -> tuple[Verdict, Verdict]:
         """Return what comes of a case here, and what came of it there."""
         require(case, "cr0", "cr3", "cr4", "efer", "eptp", "mem", "gva", "type", "verdict")
         if case["type"] not in ACCESSES:
             raise InputError(f"unknown type of access {case['type']!r}")
-        with self.tables(case) as memory:
-            walk = Mmu(memory, self.shape).walk(
-                context_of(case), case["gva"], ACCESSES[case["type"]]
-            )
+        with self.tables(case):
+            self._mmu.flush_all()
+            walk = self._mmu.walk(context_of(case), case["gva"], ACCESSES[case["type"]])
             ours = verdict_of(walk)
             ours["changed"] = self._changed(case["mem"])
         verdict = case["verdict"]
