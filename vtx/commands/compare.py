@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vtx.commands.base import FAILED, FINE, STOPPED, Command
 from vtx.commands.handlers import blame_handlers, load_handlers
 from vtx.commands.output import FORMATS, Output, add_output_arguments
+from vtx.commands.plotting import Plot, add_plot_argument
 from vtx.commands.progress import Progress
 from vtx.commands.traces import add_trace_arguments, read_trace
 from vtx.errors import InputError
@@ -59,6 +60,7 @@ class Compare(Command):
             help="no-exit:REASON[:DETAIL], ept-pages=2M|1G, posted-interrupts=on, "
             "vmcs-shadowing=on or vpid=off; may be given several times",
         )
+        add_plot_argument(parser, "the profiles side by side")
         add_output_arguments(parser, (*FORMATS, "html"))
 
     def run(self, args: argparse.Namespace) -> int:
@@ -66,17 +68,18 @@ class Compare(Command):
         from vtx.commands.compare_exits import opened
         from vtx.lab.profile import load_profiles
 
-        output = Output(args)
+        output, plot = Output(args), Plot(args)
         profiles = load_profiles(args.profiles)
         with opened(args) as compared:
             if compared.recording:
-                return compared.run(output, profiles)
-        return self._replayed(args, output, profiles, compared.trace)
+                return compared.run(output, plot, profiles)
+        return self._replayed(args, output, plot, profiles, compared.trace)
 
     def _replayed(
         self,
         args: argparse.Namespace,
         output: Output,
+        plot: Plot,
         profiles: list[Profile],
         given: Trace | None,
     ) -> int:
@@ -99,6 +102,7 @@ class Compare(Command):
             title = f"{trace.name} on {counted(len(profiles), 'CPU profile')}"
             comparison = compare(profiles, run, title=title, progress=position.begin)
         _write(output, comparison, args.baseline)
+        plot.write(lambda: _picture(comparison, plot.kind))
         return _verdict(comparison, runs)
 
 
@@ -120,6 +124,13 @@ class _Position:
         """Tell how far the run is."""
         part = steps / total if total else 0.0
         self._progress.update(self._done + part, self._profiles, self._name)
+
+
+def _picture(comparison: Comparison, kind: str) -> bytes:
+    from vtx.report.plots import comparison as draw
+    from vtx.report.pricing import bars_of
+
+    return draw(bars_of(comparison), comparison.title, "µs", kind)
 
 
 def _write(output: Output, comparison: Comparison, wanted: str | None) -> None:

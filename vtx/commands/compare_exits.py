@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vtx.commands.base import FINE
 from vtx.commands.output import Output
+from vtx.commands.plotting import Plot
 from vtx.commands.progress import Progress
 from vtx.errors import UsageError
 
@@ -47,7 +48,7 @@ class Compared:
         """Whether it is a recording of VM exits."""
         return self._source is not None
 
-    def run(self, output: Output, profiles: list[Profile]) -> int:
+    def run(self, output: Output, plot: Plot, profiles: list[Profile]) -> int:
         """Price the recording and print the comparison."""
         from vtx.hypervisor.importers.analysis import Views, report_of
         from vtx.lab.exit_compare import compare_exits
@@ -68,6 +69,7 @@ class Compared:
             options=args.what_if,
         )
         _write(output, comparison)
+        plot.write(lambda: _picture(comparison, plot.kind))
         if output.format != "table" or output.path is not None:
             print(f"vtx: {report.name}: {report.lines}", file=sys.stderr)
         return FINE
@@ -104,6 +106,14 @@ def _rest(source: Source) -> Trace:
     while len(data) <= MOST_BYTES and (count := source.readinto(memoryview(chunk))):
         data += chunk[:count]
     return parse_bytes(bytes(data))
+
+
+def _picture(comparison: ExitComparison, kind: str) -> bytes:
+    from vtx.report.plots import comparison as draw
+    from vtx.report.pricing import recorded_bars
+
+    name = comparison.recording.report.name
+    return draw(recorded_bars(comparison), f"{name} on other CPUs", "ms", kind)
 
 
 def _write(output: Output, comparison: ExitComparison) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import sys
 from typing import TYPE_CHECKING
 
 from vtx.commands.base import FINE, Command
 from vtx.commands.output import FORMATS, Output, add_output_arguments
+from vtx.commands.plotting import Plot, add_plot_argument
 from vtx.commands.progress import Progress
 from vtx.errors import UsageError
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from vtx.hypervisor.importers.analysis import Tap, Views
     from vtx.lab.exit_report import ExitReport
+    from vtx.report.exit_tap import ExitTap
 
 __all__ = ["Exits", "duration_ns", "read_exits"]
 
@@ -69,11 +72,12 @@ class Exits(Command):
         parser.add_argument(
             "--baseline", metavar="OTHER", help="show what changed from another trace to this"
         )
+        add_plot_argument(parser, "how long exits take and when they come")
         add_output_arguments(parser, (*FORMATS, "html", "perfetto"))
 
     def run(self, args: argparse.Namespace) -> int:
         """Read the trace and print its exits."""
-        output = Output(args)
+        output, plot = Output(args), Plot(args)
         details = _number("--details", args.details, 0)
         if details is None:
             short = output.format in ("table", "html")
@@ -85,19 +89,39 @@ class Exits(Command):
             report = write(output, args, _views(args), details)
             print(f"vtx: {report.name}: {report.lines}", file=sys.stderr)
             return FINE
+        taps = _taps(plot)
         if args.baseline is None:
-            report = read_exits(args.trace, _views(args), args.sort)
+            report = read_exits(args.trace, _views(args), args.sort, taps)
             _write(output, report, details)
         else:
             if args.baseline == args.trace == "-":
                 raise UsageError("standard input cannot be both trace and baseline")
             views = _views(args)
-            report = read_exits(args.trace, views, args.sort)
+            report = read_exits(args.trace, views, args.sort, taps)
             baseline = read_exits(args.baseline, views, args.sort)
             _write_compared(output, report, baseline, details)
+        for tap in taps:
+            plot.write(functools.partial(_picture, tap, report.name, plot.kind))
         if output.format != "table" or output.path is not None:
             print(f"vtx: {report.name}: {report.lines}", file=sys.stderr)
         return FINE
+
+
+def _taps(plot: Plot) -> list[ExitTap]:
+    """Return what sees the exits for a picture, if one is wanted."""
+    if not plot:
+        return []
+    from vtx.report.exit_tap import ExitTap
+
+    return [ExitTap()]
+
+
+def _picture(tap: ExitTap, name: str, kind: str) -> bytes:
+    from vtx.report.plots import recorded
+
+    if not tap.count:
+        raise UsageError(f"{name} has no single exits to draw: it is a report itself")
+    return recorded(tap, f"VM exits in {name}", kind)
 
 
 def _views(args: argparse.Namespace) -> Views:

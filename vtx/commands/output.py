@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from vtx.errors import UsageError, VtxError
 
 if TYPE_CHECKING:
+    from io import TextIOWrapper
     from pathlib import Path
 
     from vtx.lab.table import Table
@@ -60,7 +61,7 @@ class Output:
         self.path = None if args.output in (None, "-") else Path(args.output)
         if self.format == "html" and self.path is None and _is_terminal():
             raise UsageError("a page of HTML is not for a terminal (-o FILE writes it to a file)")
-        if self.force and self.path is None:
+        if self.force and self.path is None and getattr(args, "plot", None) is None:
             raise UsageError("--force is for -o FILE")
         if self.path is not None:
             self._check(self.path)
@@ -128,6 +129,16 @@ class Output:
             with self._beside(path.resolve()) as file:
                 file.write(text)
 
+    def write_bytes(self, data: bytes) -> None:
+        """Write a picture to the file, whole or not at all."""
+        assert self.path is not None
+        with self._writing(self.path):
+            if self.path.exists() and not self.path.is_file():
+                self.path.write_bytes(data)
+                return
+            with self._beside(self.path.resolve()) as file:
+                file.buffer.write(data)
+
     @staticmethod
     @contextlib.contextmanager
     def _writing(path: Path) -> Iterator[None]:
@@ -140,7 +151,7 @@ class Output:
             raise VtxError(f"cannot write {path}: {error.strerror or error}") from None
 
     @contextlib.contextmanager
-    def _beside(self, path: Path) -> Iterator[IO[str]]:
+    def _beside(self, path: Path) -> Iterator[TextIOWrapper]:
         """Write beside `path`, then move into place: readers never see half a file."""
         import tempfile
 

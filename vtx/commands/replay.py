@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vtx.commands.base import FAILED, FINE, Command
 from vtx.commands.handlers import blame_handlers, load_handlers
 from vtx.commands.output import FORMATS, Output, add_output_arguments
+from vtx.commands.plotting import Plot, add_plot_argument
 from vtx.commands.progress import Progress
 from vtx.commands.traces import DEFAULT_PROFILE, add_trace_arguments, read_trace
 
@@ -48,6 +49,7 @@ class Replay(Command):
             metavar="P",
             help=f"CPU profile, by name or YAML file (default: the trace's, or {DEFAULT_PROFILE})",
         )
+        add_plot_argument(parser, "where the cycles go")
         add_output_arguments(parser, (*FORMATS, "html", "perfetto"))
 
     def run(self, args: argparse.Namespace) -> int:
@@ -56,7 +58,7 @@ class Replay(Command):
         from vtx.lab.ledger import price
         from vtx.lab.profile import load_profile
 
-        output = Output(args)
+        output, plot = Output(args), Plot(args)
         trace = read_trace(args.trace)
         named = trace.header.profile or DEFAULT_PROFILE
         profile = load_profile(named if args.profile is None else args.profile)
@@ -74,7 +76,14 @@ class Replay(Command):
             output.write(_csv(ledger))
         else:
             output.write_tables(_tables(run, ledger))
+        plot.write(lambda: _picture(run, ledger, plot.kind))
         return _verdict(run)
+
+
+def _picture(run: Run, ledger: Ledger, kind: str) -> bytes:
+    from vtx.report.plots import breakdown
+
+    return breakdown(ledger, f"{run.name} on {ledger.profile.id}", kind)
 
 
 def _write_page(
