@@ -38,7 +38,7 @@ class Plot:
         self.kind = ""
         if self._name is None:
             return
-        from vtx.report.extras import need
+        from vtx.lab.extras import need
         from vtx.report.plots import SUFFIXES
 
         self.kind = self._name.rpartition(".")[2].lower()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vtx.facts.exits import ExitReason
-from vtx.machine.events import GUEST, Event, EventLog
+from vtx.machine.events import GUEST, Event, EventLog, ExitRecord
 
 if TYPE_CHECKING:
     from vtx.facts.fields import Field
@@ -99,6 +99,38 @@ class Run:
     def holds(self) -> bool:
         """Whether all that the trace expects came true."""
         return all(result.holds for result in self.results)
+
+    def to_pandas(self) -> Any:
+        """Return one row for each of the latest VM exits.
+
+        Returns
+        -------
+        pandas.DataFrame
+            What :class:`~vtx.machine.events.ExitRecord` says, and the reason's name; `step` in
+            guest steps since the start.
+
+        Raises
+        ------
+        UsageError
+            pandas is not installed.
+        """
+        from vtx.lab.frames import frame
+        from vtx.lab.ledger import reason_name
+
+        rows = ({**one._asdict(), "name": reason_name(one.reason)} for one in self.events.exits)
+        return frame(rows, [*ExitRecord._fields, "name"])
+
+    def _repr_html_(self) -> str:
+        """Return the exits by reason as notebooks show them."""
+        from vtx.lab.ledger import reason_name
+        from vtx.machine.html_table import html_table
+
+        rows = [[reason_name(reason), f"{count:,}"] for reason, count in self.exits.items()]
+        rows.append(["total", f"{self.total_exits:,}"])
+        title = f"{self.name} on {self.shape.name}: {self.outcome}, {self.steps:,} steps"
+        failed = [f"line {r.line}: {r}" for r in self.results if not r.holds]
+        remarks = [text for text in (self.message, *failed) if text]
+        return html_table(title, ["exit reason", "exits"], rows, figures=[1], remarks=remarks)
 
     def __repr__(self) -> str:
         return (

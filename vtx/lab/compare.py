@@ -126,6 +126,32 @@ class Comparison:
     def __str__(self) -> str:
         return str(self.table())
 
+    def _repr_html_(self) -> str:
+        """Return the table as notebooks show it."""
+        return self.table()._repr_html_()
+
+    def to_pandas(self, baseline: str | None = None) -> Any:
+        """Return one row for each profile, with the figures of :meth:`as_dict`.
+
+        Parameters
+        ----------
+        baseline : str, optional
+            The profile that `relative_time` relates to.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Cycles and nanoseconds; nested figures have a point in their names.
+
+        Raises
+        ------
+        UsageError
+            pandas is not installed.
+        """
+        from vtx.lab.frames import flat, frame
+
+        return frame(flat(entry) for entry in self.as_dict(baseline)["profiles"])
+
     def as_dict(self, baseline: str | None = None) -> dict[str, Any]:
         """Return plain values for JSON, with the version of their layout."""
         base = self.baseline(baseline)

@@ -84,6 +84,22 @@ class ExitComparison:
             )
         return found
 
+    def _repr_html_(self) -> str:
+        """Return the tables as notebooks show them."""
+        return "".join(table._repr_html_() for table in self.tables())
+
+    def to_pandas(self) -> Any:
+        """Return one row for each profile, all times in nanoseconds, as a pandas.DataFrame.
+
+        Raises
+        ------
+        UsageError
+            pandas is not installed.
+        """
+        from vtx.lab.frames import flat, frame
+
+        return frame(flat(entry) for entry in self.as_dict()["profiles"])
+
     # ---- JSON -----------------------------------------------------------------------------------
 
     def as_dict(self) -> dict[str, Any]:

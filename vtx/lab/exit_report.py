@@ -107,6 +107,22 @@ class ExitReport:
             whole.add(row.samples, plain)
         return totals
 
+    def _repr_html_(self) -> str:
+        """Return the tables as notebooks show them."""
+        return "".join(table._repr_html_() for table in self.tables(5))
+
+    def to_pandas(self) -> Any:
+        """Return one row for each exit reason, times in nanoseconds, as a pandas.DataFrame.
+
+        Raises
+        ------
+        UsageError
+            pandas is not installed.
+        """
+        from vtx.lab.frames import flat, frame
+
+        return frame(flat(row) for row in self.as_dict(0)["rows"])
+
     # ---- JSON -----------------------------------------------------------------------------------
 
     def as_dict(self, details: int) -> dict[str, Any]:

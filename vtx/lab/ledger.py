@@ -317,6 +317,25 @@ class Ledger:
         for row in self.rows:
             yield from row.cells
 
+    def _repr_html_(self) -> str:
+        """Return the tables as notebooks show them."""
+        from vtx.lab.report import exit_table, translation_table
+
+        title = f"VM exits on {self.profile.id}"
+        return exit_table(self, title)._repr_html_() + translation_table(self)._repr_html_()
+
+    def to_pandas(self) -> Any:
+        """Return one row for each exit reason, in cycles, as a pandas.DataFrame.
+
+        Raises
+        ------
+        UsageError
+            pandas is not installed.
+        """
+        from vtx.lab.frames import flat, frame
+
+        return frame(flat(row.as_dict()) for row in self.rows)
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; figures are None where the profile has no prices."""
         if not self.priced:

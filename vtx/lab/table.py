@@ -53,6 +53,18 @@ class Table:
         """Return the table as plain text, without a final newline."""
         return "\n".join(self.lines())
 
+    def _repr_html_(self) -> str:
+        """Return the table as notebooks show it."""
+        from vtx.machine.html_table import html_table
+
+        return html_table(
+            printable(self.title),
+            [column.heading for column in self.columns],
+            [[printable(cell) for cell in row] for row in self.rows],
+            figures=[at for at, column in enumerate(self.columns) if column.figures],
+            remarks=[printable(remark) for remark in self.remarks],
+        )
+
     def lines(self) -> list[str]:
         """Return the lines of the table."""
         head = [column.heading for column in self.columns]

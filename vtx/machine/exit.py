@@ -299,6 +299,28 @@ class Exit:
             details.append(f"during delivery of {_event(info.idt_vectoring_information)}")
         return f"VM exit {int(info.reason)} ({row.sdm_title}): {what}; {', '.join(details)}"
 
+    def _repr_html_(self) -> str:
+        """Return what the exit recorded as notebooks show it; no VMREAD is made or counted."""
+        from vtx.facts.layout import UNNAMED, decode
+        from vtx.machine.html_table import html_table
+
+        info = self.information
+        rows = [
+            ["exit reason", str(int(info.reason)), EXITS[info.reason].sdm_title],
+            ["exit qualification", f"{info.qualification:#x}", ""],
+        ]
+        event = EventInformation.decode(info.interruption_information, 0)
+        vector, nmi = (event.vector, event.type == _TYPE_NMI) if event else (None, False)
+        words = (info.qualification, info.instruction_information)
+        for layout, word in zip(exit_layouts(info.reason, vector, nmi=nmi), words, strict=True):
+            for part in decode(layout, word) if layout else ():
+                if part.range.name not in UNNAMED:
+                    rows.append([f"  {part.range.name}", f"{part.value:#x}", part.means])
+        for name in ("guest_rip", "guest_linear_address", "guest_physical_address"):
+            rows.append([name.replace("_", " "), f"{getattr(info, name):#x}", ""])
+        rows.append(["instruction length", f"{info.instruction_length}", "bytes"])
+        return html_table(self.explain(), ["", "value", "meaning"], rows, figures=[1])
+
     def _decoded(self) -> str:
         """Return the qualification's nonzero parts in brackets."""
         from vtx.facts.layout import UNNAMED, decode

@@ -277,6 +277,20 @@ class Vmcs:
         """Return a VMCS of equal content."""
         return Vmcs.from_bytes(self.to_bytes())
 
+    def _repr_html_(self) -> str:
+        """Return the fields that are not 0 as notebooks show them."""
+        from vtx.machine.html_table import html_table
+
+        rows = [
+            [info.sdm_name, f"{int(field):#x}", f"{self.values[field]:#x}"]
+            for field, info in FIELDS.items()
+            if self.values[field]
+        ]
+        state = "launched" if self.launched else "clear"
+        kind = "Shadow VMCS" if self.shadow else "VMCS"
+        title = f"{kind}, {state}, revision {self.revision_id:#x}: fields that are not 0"
+        return html_table(title, ["field", "encoding", "value"], rows, figures=[1, 2])
+
     def fields(self) -> Iterable[tuple[Field, int]]:
         """Return pairs of field and value, in the order of the field table."""
         return ((field, self.values[field]) for field in _FIELD_ORDER)

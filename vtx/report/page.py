@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
+from vtx.lab.extras import need
 from vtx.lab.table import Table
-from vtx.report.extras import need
 
 __all__ = ["ExitList", "Figure", "Page", "chart_text", "render"]
 

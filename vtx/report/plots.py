@@ -6,10 +6,10 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vtx.lab.extras import need
 from vtx.lab.ledger import Ledger
 from vtx.lab.profile import Status
 from vtx.report.bins import latency_edge
-from vtx.report.extras import need
 from vtx.report.figures import COLOURS, Bar
 from vtx.report.pricing import flame_of
 
