@@ -29,8 +29,9 @@ __all__ = ["Progress"]
 #: So many exits of one reason at one RIP, for one address, must come before the whole state is
 #: looked at ...
 _SUSPICIOUS = 8
-#: ... and so many times in a row it must be the same before the guest is stopped.
-_PATIENCE = 24
+#: ... and so many times in a row it must be the same before the guest is stopped. A guest whose
+#: own handler changes nothing is found out before, by its kernel, which can say more.
+_PATIENCE = 32
 _NOWHERE = (-1, -1, -1)
 
 _GENERAL_REGISTERS = attrgetter(*GPR_NAMES)
