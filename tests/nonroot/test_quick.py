@@ -20,7 +20,7 @@ from vtx.machine.assembly import parse_instruction
 from vtx.machine.exit import Exit
 from vtx.machine.processor import PendingEvents
 from vtx.machine.program import Loop, Program
-from vtx.machine.registers import Registers
+from vtx.machine.registers import Registers, Rflags
 from vtx.machine.vmcs import Vmcs
 from vtx.nonroot.quick import QuickPath
 
@@ -283,6 +283,31 @@ def test_which_instructions_take_the_quick_way(
             pair.both(lambda cpu: cpu.ept.unmap(0x2000_0000))
             pair.both(lambda cpu: cpu.invept(2))
     assert (pair.taken > 3) is steady
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "taken"),
+    [
+        (F.GUEST_DR7, 0x400, True),
+        (F.GUEST_DR7, 0x401, False),  # a breakpoint could be where RIP comes to
+        (F.GUEST_CS_ACCESS_RIGHTS, 0xA09B, True),
+        (F.GUEST_CS_ACCESS_RIGHTS, 0xC09B, False),  # the segment's base and limit count
+        (F.GUEST_RFLAGS, 2, True),
+        (F.GUEST_RFLAGS, 2 | Rflags.VIP, False),  # a virtual interrupt could be waiting
+    ],
+)
+def test_which_guests_take_the_quick_way(
+    field: F, value: int, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = Pair(["cpuid leaf=1", "vmcall"], monkeypatch)
+    pair.both(write(field, value))
+    seen = set()
+    for _ in range(20):
+        pair.handle()
+        assert pair.exits[0] is not None
+        seen.add(pair.exits[0].information.reason)
+    assert {ExitReason.CPUID, ExitReason.VMCALL} == seen - {ExitReason.EPT_VIOLATION}
+    assert (pair.taken > 3) is taken
 
 
 def test_decision_from_memory_is_made_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
