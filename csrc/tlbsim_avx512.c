@@ -1,10 +1,8 @@
 /* The loop over records for x86 processors with AVX-512 (F, BW, VL): as in tlbsim_avx2.c, but sixteen
  * records at once, one register for a side of the front, and masks in place of sign bits. */
-#include "tlbsim.h"
+#include "tlbsim_avx512.h"
 
 #if defined(SIM_AVX512)
-
-#include <immintrin.h>
 
 /* Sixteen records as vectors of 32 bits. */
 typedef struct {
@@ -72,27 +70,6 @@ SIM_AVX512 INLINE void refer(vtx_sim *sim, place *at, uint64_t record, enum sim_
     at->stopping = stops(at, mode);
 }
 
-/* 1: the tag was there. Ways 0 to where it was, or all, get their neighbour's tag; way 0 gets it. */
-SIM_AVX512 INLINE int touch_4(uint32_t *tags, uint32_t tag) {
-    const __m128i wanted = _mm_set1_epi32((int32_t)tag);
-    const __m128i old = _mm_loadu_si128((const __m128i *)tags);
-    const unsigned found = _mm_cmpeq_epi32_mask(old, wanted);
-    const __m128i moved = _mm_alignr_epi32(old, wanted, 3);
-    const __m128i set = _mm_mask_mov_epi32(old, (__mmask8)(found ^ (found - 1)), moved);
-    _mm_storeu_si128((__m128i *)tags, set);
-    return found != 0;
-}
-
-SIM_AVX512 INLINE int touch_8(uint32_t *tags, uint32_t tag) {
-    const __m256i wanted = _mm256_set1_epi32((int32_t)tag);
-    const __m256i old = _mm256_loadu_si256((const __m256i *)tags);
-    const unsigned found = _mm256_cmpeq_epi32_mask(old, wanted);
-    const __m256i moved = _mm256_alignr_epi32(old, wanted, 7);
-    const __m256i set = _mm256_mask_mov_epi32(old, (__mmask8)(found ^ (found - 1)), moved);
-    _mm256_storeu_si256((__m256i *)tags, set);
-    return found != 0;
-}
-
 /* The same for a record that is not special, in a lean geometry: of the records that follow in the
  * group, it concerns those that share sets with it. No branch on the side. */
 SIM_AVX512 INLINE void refer_lean(vtx_sim *sim, place *at, uint64_t record, enum sim_mode mode,
@@ -119,8 +96,7 @@ SIM_AVX512 INLINE void refer_lean(vtx_sim *sim, place *at, uint64_t record, enum
         at->sides[of] = _mm512_mask_mov_epi32(tags, (__mmask16)(1u << class & here), tag);
     }
     uint32_t *set = lean->tags[0] + (page & lean->set_mask[0]) * ways;
-    const uint32_t short_tag = (uint32_t)(page >> lean->tag_shift[0]);
-    if (!(ways == 4 ? touch_4(set, short_tag) : touch_8(set, short_tag)))
+    if (!lru_avx512(set, (uint32_t)(page >> lean->tag_shift[0]), ways))
         sim->lean_two(sim, record);
 }
 

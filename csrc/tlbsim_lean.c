@@ -3,6 +3,7 @@
  * the way of a record through both levels. */
 #include "tlbsim_array.h"
 #include "tlbsim_avx2.h"
+#include "tlbsim_avx512.h"
 
 
 typedef struct {
@@ -32,6 +33,16 @@ static int may_widen(uint64_t record) {
 #define TARGET SIM_AVX2
 #define NAMED(NAME) avx2_##NAME
 #define TOUCH lru_avx2
+#include "tlbsim_lean_bodies.h"
+#undef TARGET
+#undef NAMED
+#undef TOUCH
+
+/* ---- For those with AVX-512 ----------------------------------------------------------------- */
+
+#define TARGET SIM_AVX512
+#define NAMED(NAME) avx512_##NAME
+#define TOUCH lru_avx512
 #include "tlbsim_lean_bodies.h"
 
 #endif
@@ -73,7 +84,8 @@ void sim_set_lean(vtx_sim *sim) {
     lean_bodies bodies = portable_bodies[ways1][ways2];
 #if defined(SIM_AVX2)
     if (sim->vectors)
-        bodies = avx2_bodies[ways1][ways2];
+        bodies = sim->vectors == SIM_WITH_AVX512 ? avx512_bodies[ways1][ways2]
+                                                 : avx2_bodies[ways1][ways2];
 #endif
     sim->lean_one = bodies.one;
     sim->lean_two = bodies.two;
