@@ -45,7 +45,6 @@ numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 html_theme = "furo"
 html_title = "vtx: the VT-x machine"
-html_static_path = ["_static"]
 html_extra_path = ["schemas"]
 # Code in pages is coloured where a lexer knows it; trace listings and tables have none.
 highlight_language = "none"

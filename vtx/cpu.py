@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from vtx import nonroot
-from vtx.errors import NotSupported, UnhandledExit, UsageError
+from vtx.errors import NotSupported, UnhandledExit, UsageError, misspelt
 from vtx.facts.controls import Proc2
 from vtx.facts.exits import EXITS
 from vtx.facts.fields import FIELDS, Area, Field
 from vtx.facts.vectors import find_exception
 from vtx.machine import image, snapshot
+from vtx.machine.control_set import ControlSet
 from vtx.machine.events import EventLog
 from vtx.machine.exit import Exit
 from vtx.machine.exit_information import ExitInformation
@@ -29,7 +30,14 @@ from vtx.machine.mmu import Mmu
 from vtx.machine.paging import FrameAllocator
 from vtx.machine.processor import Processor
 from vtx.machine.program import Cursor, Program
-from vtx.machine.registers import Interruptibility, Registers, Rflags, TableRegister
+from vtx.machine.registers import (
+    GPR_NAMES,
+    Interruptibility,
+    Registers,
+    Rflags,
+    SystemRegisters,
+    TableRegister,
+)
 from vtx.machine.shape import Shape
 from vtx.machine.snapshot import Snapshot
 from vtx.machine.vmcs import Vmcs
@@ -62,6 +70,11 @@ _BTF = 1 << 1
 _SINGLE_STEP = 1 << 14
 _EXCEPTIONS, _LAST_VECTOR = 32, 255
 _NMI_VECTOR, _BREAKPOINT, _OVERFLOW = 2, 3, 4
+_LAST_EVENT_TYPE = 7
+#: Registers that a VMM may look for at the processor itself.
+_REGISTERS = {
+    name: f"cpu.regs.{name}" for name in (*GPR_NAMES, "rip", "rflags", *SystemRegisters._fields)
+}
 
 
 class Machine:
@@ -232,6 +245,11 @@ class Cpu(Processor):
     ) -> None:
         self.machine.__exit__(kind, error, traceback)
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise misspelt("part of a logical processor", name, dir(self), _REGISTERS)
+
     @property
     def peers(self) -> Sequence[Processor]:
         """The machine's logical processors."""
@@ -276,6 +294,26 @@ class Cpu(Processor):
         """
         self._current_vmcs()
         return ExitingSets(self, self.machine.frames, self._vmread, self.vmwrite)
+
+    @property
+    def controls(self) -> ControlSet:
+        """The controls of the current VMCS that are 1, as a set of names.
+
+        Raises
+        ------
+        UsageError
+            There is no current VMCS.
+        """
+        self._current_vmcs()
+        return ControlSet(self.shape, self._vmread, self.vmwrite)
+
+    @controls.setter
+    def controls(self, controls: object) -> None:
+        if not isinstance(controls, ControlSet):  # what `cpu.controls |= {...}` ends with
+            raise UsageError(
+                "a CPU wants some controls to be 1: change one with cpu.controls.add and "
+                "cpu.controls.discard, several with |= and -="
+            )
 
     def _current_vmcs(self) -> Vmcs:
         if self.vmcs is None:
@@ -425,7 +463,11 @@ class Cpu(Processor):
         """
         if isinstance(program, str | Path):
             raise UsageError(f"load the trace first: vtx.load_trace({str(program)!r})")
-        operations = program if isinstance(program, Program) else program.program
+        operations = getattr(program, "program", program)
+        if not isinstance(operations, Program):
+            raise UsageError(
+                f"a guest executes a Program or a trace (vtx.load_trace), not {program!r}"
+            )
         self.cursors = [Cursor(operations)]
 
     # ---- Invalidation, VM functions ---------------------------------------------------------
@@ -434,8 +476,36 @@ class Cpu(Processor):
         """INVEPT of type `kind`; the descriptor is the EPT pointer."""
         return self._done(vmx_invalidation.invept(self, kind, descriptor))
 
-    def invvpid(self, kind: int | RegisterOperand, descriptor: Operand = 0) -> Exit | None:
-        """INVVPID of type `kind`; the descriptor is ``linear_address << 64 | vpid``."""
+    def invvpid(
+        self,
+        kind: int | RegisterOperand,
+        descriptor: Operand | None = None,
+        *,
+        vpid: int = 0,
+        linear_address: int = 0,
+    ) -> Exit | None:
+        """INVVPID of type `kind`; the descriptor is ``linear_address << 64 | vpid``.
+
+        Parameters
+        ----------
+        kind : int or RegisterOperand
+            0 individual address, 1 single context, 2 all contexts, 3 single context but globals.
+        descriptor : int, MemoryOperand or RegisterOperand, optional
+            The descriptor as a whole; or its parts:
+        vpid : int
+            Bits 63:0 of the descriptor, of which 63:16 are reserved.
+        linear_address : int
+            Bits 127:64.
+
+        Raises
+        ------
+        UsageError
+            The descriptor is given twice, or a part has more than 64 bits.
+        """
+        if descriptor is None:
+            descriptor = _part("vpid", vpid) | _part("linear_address", linear_address) << 64
+        elif vpid or linear_address:
+            raise UsageError("INVVPID takes a descriptor, or vpid= and linear_address=, not both")
         return self._done(vmx_invalidation.invvpid(self, kind, descriptor))
 
     def vmfunc(self) -> Exit | None:
@@ -467,6 +537,10 @@ class Cpu(Processor):
         NotSupported
             It sets a field that this CPU does not have.
         """
+        if not isinstance(vmcs, Vmcs):
+            raise UsageError(
+                f"cpu.load takes a vtx.Vmcs, such as Vmcs.for_64bit_guest(), not {vmcs!r}"
+            )
         address = self.new_region()
         self.vmclear(address)
         self.vmptrld(address)
@@ -495,6 +569,10 @@ class Cpu(Processor):
         UsageError
             No instruction caused the exit: it has no length.
         """
+        if not isinstance(exit, Exit):
+            raise UsageError(
+                f"cpu.skip takes the exit that vmlaunch or vmresume gave, not {exit!r}"
+            )
         length = exit.instruction_length
         if not length:
             raise UsageError(
@@ -541,10 +619,13 @@ class Cpu(Processor):
         """
         if isinstance(vector, str):
             vector = find_exception(vector)
-        if not 0 <= vector <= _LAST_VECTOR:
-            raise UsageError(f"a vector is 0 to {_LAST_VECTOR}, not {vector}")
+        if not isinstance(vector, int) or not 0 <= vector <= _LAST_VECTOR:
+            raise UsageError(f"a vector is 0 to {_LAST_VECTOR}, not {vector!r}")
         if type is None:
             type = _default_type(vector)
+        elif not isinstance(type, int) or not 0 <= type <= _LAST_EVENT_TYPE:
+            names = ", ".join(f"EventType.{member.name}" for member in EventType)
+            raise UsageError(f"the type of an event is one of {names}, not {type!r}")
         information = VALID | type << 8 | vector
         if type == EventType.HARDWARE_EXCEPTION and vector in WITH_ERROR_CODE:
             error_code = error_code or 0
@@ -577,9 +658,30 @@ class Cpu(Processor):
         return outcome
 
 
+def _part(name: str, value: object) -> int:
+    """Return what is to go into one half of a descriptor."""
+    if not isinstance(value, int) or not 0 <= value < 1 << 64:
+        raise UsageError(f"{name} is an int of 64 bits, not {value!r}")
+    return value
+
+
 def _default_type(vector: int) -> EventType:
     if vector == _NMI_VECTOR:
         return EventType.NMI
     if vector in (_BREAKPOINT, _OVERFLOW):
         return EventType.SOFTWARE_EXCEPTION
     return EventType.HARDWARE_EXCEPTION if vector < _EXCEPTIONS else EventType.EXTERNAL_INTERRUPT
+
+
+def _elsewhere(name: str) -> property:
+    """Return a property that says where the register is, whoever reads or sets it here."""
+
+    def refuse(self: Cpu, value: object = None) -> NoReturn:
+        raise misspelt("part of a logical processor", name, (), _REGISTERS)
+
+    return property(refuse, refuse)
+
+
+# A register that is set at the processor by mistake would be an attribute like any other.
+for _name in _REGISTERS:
+    setattr(Cpu, _name, _elsewhere(_name))

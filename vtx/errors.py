@@ -7,7 +7,7 @@ exit code (:data:`InputError.exit_code` and so on).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ __all__ = [
     "VMfailInvalid",
     "VMfailValid",
     "VtxError",
+    "misspelt",
     "suggest",
 ]
 
@@ -134,6 +135,28 @@ class UnknownName(InputError):
         self.suggestions = suggest(str(name), candidates)
         hint = f"did you mean {' or '.join(self.suggestions)}?" if self.suggestions else None
         super().__init__(f"unknown {kind} {str(name)!r}", hint=hint)
+
+
+def misspelt(
+    kind: str, name: str, candidates: Iterable[str], elsewhere: Mapping[str, str] | None = None
+) -> AttributeError:
+    """Return what to raise for an attribute that an object does not have.
+
+    Parameters
+    ----------
+    kind : str
+        What was looked for: "register".
+    name : str
+        What was written.
+    candidates : iterable of str
+        What the object has; names that begin with an underscore are left out.
+    elsewhere : mapping, optional
+        Names that are to be found in another place, and that place.
+    """
+    if elsewhere is not None and name in elsewhere:
+        return AttributeError(f"unknown {kind} {name!r} (it is {elsewhere[name]})")
+    public = [candidate for candidate in candidates if not candidate.startswith("_")]
+    return AttributeError(str(UnknownName(kind, name, public)))
 
 
 class AddressError(InputError):

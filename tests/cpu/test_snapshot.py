@@ -18,7 +18,7 @@ from vtx.machine.program import Instruction, Loop, Program
 DERIVED = {
     "shape", "memory", "number", "events", "fields", "writable_fields", "mmu", "context", "machine",
     "context_vmcs", "root_system", "non_root", "regs", "pending", "cursors", "active_vmcss", "vmcs",
-    "link_vmcs", "observer", "watched",
+    "link_vmcs", "observer", "watched", "last_exit",
 }  # fmt: skip
 
 

@@ -32,10 +32,86 @@ def test_the_name_of_a_trace_instead_of_a_trace(cpu):
         cpu.vmlaunch("traces/01-cpuid.yaml")
 
 
-@pytest.mark.parametrize("vector", [-1, 256])
+@pytest.mark.parametrize("vector", [-1, 256, 13.0])
 def test_a_vector_that_does_not_exist(cpu, vector):
     with pytest.raises(vtx.UsageError, match="a vector is 0 to 255"):
         cpu.inject(vector)
+
+
+def test_a_program_that_is_a_list_of_lines(cpu):
+    with pytest.raises(vtx.UsageError, match=r"a Program or a trace .* not \['cpuid'\]"):
+        cpu.vmlaunch(["cpuid"])
+
+
+@pytest.mark.parametrize("kind", ["exception", 8, -1])
+def test_an_event_type_that_does_not_exist(cpu, kind):
+    with pytest.raises(vtx.UsageError, match=r"the type of an event is one of .*EventType\.NMI"):
+        cpu.inject(13, type=kind)
+
+
+def test_what_is_no_vmcs_and_what_is_no_exit(cpu):
+    with pytest.raises(vtx.UsageError, match=r"cpu\.load takes a vtx\.Vmcs"):
+        cpu.load("skylake_sp")
+    with pytest.raises(vtx.UsageError, match=r"cpu\.skip takes the exit"):
+        cpu.skip(None)
+
+
+def test_a_vmcs_is_indexed_by_fields_and_holds_numbers():
+    vmcs = vtx.Vmcs()
+    with pytest.raises(vtx.UsageError, match=r"members of vtx\.Field.* not by 'guest_rip'"):
+        vmcs["guest_rip"]
+    with pytest.raises(vtx.UsageError, match=r"members of vtx\.Field"):
+        vmcs["guest_rip"] = 1
+    with pytest.raises(vtx.UsageError, match="holds an int, not '0x1000'"):
+        vmcs[Field.GUEST_RIP] = "0x1000"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("reson", "did you mean reason"), ("port", r"it is exit\.io\.port"),
+     ("gpa", r"it is exit\.ept\.gpa"), ("is_write", r"it is exit\.msr\.is_write")],
+)  # fmt: skip
+def test_misspelt_properties_of_an_exit(cpu, name, hint):
+    exit = cpu.vmlaunch(vtx.program("hlt"))
+    with pytest.raises(AttributeError, match=hint):
+        getattr(exit, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("vmluanch", "did you mean vmlaunch"), ("rax", r"it is cpu\.regs\.rax"),
+     ("cr3", r"it is cpu\.regs\.cr3")],
+)  # fmt: skip
+def test_misspelt_parts_of_a_processor(cpu, name, hint):
+    with pytest.raises(AttributeError, match=hint):
+        getattr(cpu, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("raxx", "did you mean rax"), ("eax", "it is rax & 0xFFFFFFFF")]
+)
+def test_misspelt_registers(cpu, name, hint):
+    with pytest.raises(AttributeError, match=hint):
+        getattr(cpu.regs, name)
+
+
+def test_a_register_set_beside_the_registers(cpu):
+    with pytest.raises(AttributeError, match=r"it is cpu\.regs\.rax"):
+        cpu.rax = 1
+
+
+def test_the_parts_of_an_invvpid_descriptor(cpu):
+    taken = []
+    cpu.mmu.invvpid = lambda *operands: taken.append(operands)
+    cpu.invvpid(0, vpid=3, linear_address=0x7000)
+    cpu.invvpid(0, 0x7000 << 64 | 3)
+    assert taken[0] == taken[1] and 3 in taken[0] and 0x7000 in taken[0]
+    with pytest.raises(vtx.UsageError, match="not both"):
+        cpu.invvpid(0, 3, linear_address=0x7000)
+    with pytest.raises(vtx.UsageError, match="vpid is an int of 64 bits, not '3'"):
+        cpu.invvpid(1, vpid="3")
+    with pytest.raises(vtx.UsageError, match="linear_address is an int of 64 bits, not -1"):
+        cpu.invvpid(0, vpid=1, linear_address=-1)
 
 
 def test_a_vmcs_for_another_cpu_says_how_to_make_one():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from vtx.errors import UsageError
+from vtx.errors import UsageError, misspelt
 from vtx.facts.exits import EXITS, ExitReason
-from vtx.facts.fields import Field
+from vtx.facts.fields import FIELDS, Field
 from vtx.machine.exit_details import Details, exit_layouts
 from vtx.machine.exit_views import (
     ApicAccess,
@@ -43,13 +43,33 @@ _ENTRY_FAILURE = 1 << 31
 _TYPE_NMI = 2
 _PAGE_FAULT = 14
 _ARTICLE_EXITS = frozenset({ExitReason.EPT_VIOLATION, ExitReason.EPT_MISCONFIGURATION})
+#: What the views have, by name: where it is.
+_PARTS = {
+    name: f"exit.{view}.{name}"
+    for view, kind in (
+        ("task_switch", TaskSwitch), ("apic_access", ApicAccess), ("exception", EventInformation),
+        ("dr", DrAccess), ("cr", CrAccess), ("msr", MsrAccess), ("io", IoAccess),
+        ("ept", EptAccess),
+    )
+    for name in kind._fields
+}  # fmt: skip
+
+
+def _is_over(field: int = _EXIT_REASON) -> NoReturn:
+    """Stand in for VMREAD once the VMCS holds a later exit."""
+    raise UsageError(
+        f"this exit is over: the VMCS holds a later one, and {FIELDS[Field(field)].name} was not "
+        "read before; read what you need of an exit before the next vmlaunch or vmresume"
+    )
 
 
 class Exit:
     """A VM exit, or a VM entry that failed after it had begun to load guest state.
 
     Every property reads its VMCS field by VMREAD when it is first used, and the VMREAD is counted:
-    what a handler does not ask for costs nothing. :meth:`explain` counts nothing.
+    what a handler does not ask for costs nothing. :meth:`explain` counts nothing. The next VM exit
+    of the processor overwrites the fields: what was not read before then cannot be read any more
+    (:class:`~vtx.errors.UsageError`).
 
     Parameters
     ----------
@@ -75,6 +95,10 @@ class Exit:
         self.information = information
         self._vmread = vmread
         self._seen: dict[int, int] = {}
+        before = processor.last_exit
+        if before is not None:
+            before._vmread = _is_over
+        processor.last_exit = self
 
     def read(self, field: int) -> int:
         """Return a VMCS field: by a counted VMREAD the first time, from memory after that."""
@@ -85,6 +109,11 @@ class Exit:
 
     def __repr__(self) -> str:
         return f"<Exit {self.explain()}>"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise misspelt("property of an exit", name, dir(type(self)), _PARTS)
 
     # The VM-exit information fields. Those that every handler asks for do what `read` does
     # themselves: a handler's time is mostly theirs.
@@ -201,6 +230,8 @@ class Exit:
     def msr(self) -> MsrAccess:
         """The MSR that RDMSR or WRMSR accesses: from RCX, RDX and RAX."""
         self._only_for("MSR access", ExitReason.RDMSR, ExitReason.WRMSR)
+        if self._vmread is _is_over:
+            _is_over()
         regs = self.processor.regs
         value = (regs.rdx & 0xFFFF_FFFF) << 32 | regs.rax & 0xFFFF_FFFF
         is_write = self.reason is ExitReason.WRMSR

@@ -12,6 +12,7 @@ from vtx.machine.mmu import Context, Mmu
 from vtx.machine.registers import Registers, SystemRegisters
 
 if TYPE_CHECKING:
+    from vtx.machine.exit import Exit
     from vtx.machine.memory import Memory
     from vtx.machine.program import Cursor
     from vtx.machine.shape import Shape
@@ -120,6 +121,8 @@ class Processor:
         The guest's program, and on top of it the handlers it is in.
     observer : callable or None
         Called with the processor before every step of its guest; slow, for steppers.
+    last_exit : Exit or None
+        The VM exit that the VMCS tells of.
     """
 
     def __init__(
@@ -172,6 +175,7 @@ class Processor:
         self.steps = 0
         self.cursors: list[Cursor] = []
         self.observer: Callable[[Processor], None] | None = None
+        self.last_exit: Exit | None = None
 
     @property
     def peers(self) -> Sequence[Processor]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from vtx.errors import misspelt
 from vtx.facts.msrs import Msr
 from vtx.machine.register_bits import (
     UNUSABLE,
@@ -53,6 +54,17 @@ GPR_NAMES = (
 
 #: Segment registers, LDTR and TR, in the order of their VMCS fields.
 SEGMENT_NAMES = ("es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr")
+
+#: Where the parts of 64-bit registers are that have names of their own.
+_PARTS = {
+    "eip": "rip & 0xFFFFFFFF",
+    "eflags": "rflags & 0xFFFFFFFF",
+    **{f"e{name[1:]}": f"{name} & 0xFFFFFFFF" for name in GPR_NAMES[:8]},
+    **{f"{name}d": f"{name} & 0xFFFFFFFF" for name in GPR_NAMES[8:]},
+    **{name[1:]: f"{name} & 0xFFFF" for name in GPR_NAMES[:8]},
+    **{f"{name}l": f"r{name}x & 0xFF" for name in "acdb"},
+    **{f"{name}h": f"r{name}x >> 8 & 0xFF" for name in "acdb"},
+}
 
 
 class Segment(NamedTuple):
@@ -229,6 +241,11 @@ class Registers:
         "system",
         "xcr0",
     )
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise misspelt("register", name, dir(type(self)), _PARTS)
 
     rax: int
     rcx: int

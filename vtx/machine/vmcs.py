@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from vtx.bits import MASK32
-from vtx.errors import InputError
+from vtx.errors import InputError, UsageError
 from vtx.facts.controls import Entry, Exit1, Proc1
 from vtx.facts.fields import FIELDS, Field, Width, find_field, mask
 
@@ -48,6 +48,15 @@ _MAP_BYTES = 32
 _HEADER = struct.Struct(f"<IIIIQ{_MAP_BYTES}s")
 _CODES = {Width.W16: "H", Width.W32: "I", Width.W64: "Q", Width.NATURAL: "Q"}
 _MASKS: dict[int, int] = {field: mask(field) for field in _FIELD_ORDER}
+
+
+def _no_field(field: object) -> Exception:
+    """Return what to raise where `field` names no field of a VMCS."""
+    if isinstance(field, int):
+        return KeyError(field)
+    return UsageError(
+        f"a VMCS is indexed by members of vtx.Field, such as Field.GUEST_RIP, not by {field!r}"
+    )
 
 
 class _Layout(NamedTuple):
@@ -146,10 +155,18 @@ class Vmcs:
         self.quick: object | None = None
 
     def __getitem__(self, field: int) -> int:
-        return self.values[field]
+        try:
+            return self.values[field]
+        except KeyError:
+            raise _no_field(field) from None
 
     def __setitem__(self, field: int, value: int) -> None:
-        self.values[field] = value & _MASKS[field]
+        try:
+            self.values[field] = value & _MASKS[field]
+        except KeyError:
+            raise _no_field(field) from None
+        except TypeError:
+            raise UsageError(f"a VMCS field holds an int, not {value!r}") from None
         self.dirty.add(field)
 
     def __repr__(self) -> str:
