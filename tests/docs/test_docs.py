@@ -34,6 +34,8 @@ NOT_RUN = {
     "vtx check vmcs.yaml --format json": "a reader's own file",
     "vtx profiles my_host.yaml": "a reader's own file",
     "vtx compare trace.yaml --profiles skylake_sp,my_host.yaml": "a reader's own file",
+    "vtx compare trace.yaml --profiles ice_lake_sp,my_host.yaml": "a reader's own file",
+    "vtx profile measure -o my_host.yaml --inherits ice_lake_sp": "needs a host with KVM",
     "vtx step traces/02-ept-violation.yaml": "needs a terminal",
     "vtx step traces/03-cr-msr-io.yaml --break rdmsr": "needs a terminal",
     "vtx step traces/01-cpuid.yaml --handlers my_vmm.py --profile haswell": "needs a terminal",
@@ -163,6 +165,8 @@ def test_the_schema_has_the_keys_that_the_reader_has() -> None:
     assert set(profile["shape"]["properties"]) == set(schema._SHAPE)
     prices = {*schema.PRICES, *schema.OPTIONAL_PRICES, "walk"}
     assert set(profile["prices"]["properties"]) == prices
+    walk = profile["prices"]["properties"]["walk"]["properties"]
+    assert set(walk) == {*schema.WALK_PRICES, *schema.OPTIONAL_WALK_PRICES}
 
 
 @pytest.mark.parametrize(
