@@ -1,7 +1,7 @@
 /* Reading VM-exit traces as text: what the files exits*.c share.
  *
  *   exits_line.c     one physical line: its end, quoting, and the frame before the payload
- *   exits_payload.c  one payload: the words after the event's name (with exits_exit.c, exits_usual.c)
+ *   exits_payload.c  one payload: the words after the event's name (with exits_exit.c, _usual, _fields)
  *   exits_stream.c   the threads: an exit waits for its details and its entry
  *   exits.c          chunks of bytes: lines, lines that a mailer broke, and what each was
  *
@@ -125,6 +125,8 @@ typedef struct {
 
 int line_at(const char *at, const char *end, int final, line *out);
 void frame_read(const char *at, const char *end, prefixes *known, frame *out);
+/* The frame of acrntrace or of the old kvmtrace (exits_fields.c); *out stays as it is if it is none. */
+void frame_of_tracer(const char *at, const char *end, frame *out);
 
 /* ---- One payload --------------------------------------------------------------------------- */
 

@@ -3,6 +3,7 @@
  *   COMM-PID (TGID) [CPU] FLAGS SEC.USEC: event: payload       ftrace, trace-cmd
  *   DATE TIME COMM PID/TID FLAGS [CPU] SEC.USEC: subsys:event: payload      perf script, perf-prof
  *   ]SEC.NSEC MASK dXvY vmexit exit_reason NAME eip ADDRESS    xenalyze --dump-all
+ *   CPU0 0x10 TICKS vmexit [...], TICKS (+TICKS) VMEXIT ...    acrntrace, kvmtrace: exits_fields.c
  *
  * COMM may hold blanks and anything else, so the frame is read from [CPU] or from the stamp, both
  * ways, and never from the start of the line. */
@@ -403,8 +404,10 @@ void frame_read(const char *at, const char *end, prefixes *known, frame *out) {
         return;
     memset(out, 0, sizeof *out);
     out->cpu = EXITS_NO_CPU;
-    if (*at != 'k')
+    if (*at != 'k') {
+        frame_of_tracer(at, end, out);
         return;
+    }
     read_event(at, end, out); /* nothing but the event: "kvm_exit: ..." or "kvm:kvm_exit: ..." */
     out->bare = 1;
     if (out->event == VTX_EVENT_OTHER)

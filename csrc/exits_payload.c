@@ -276,6 +276,8 @@ void payload_read(enum vtx_exit_event event, const char *at, const char *end, in
         return;
     memset(out, 0, sizeof *out);
     out->understood = at;
+    if (read_fields(event, at, end, cut, out))
+        return;
     switch (event) {
     case VTX_EVENT_EXIT:
     case VTX_EVENT_NESTED:

@@ -102,7 +102,7 @@ static uint64_t key_of(vtx_exits *scanner, const frame *where, const payload *wh
                                     : NULL;
         return where->event == VTX_EVENT_ENTRY && waiting && waiting->used ? shared : own;
     }
-    if (where->event == VTX_EVENT_EXIT)
+    if (where->event == VTX_EVENT_EXIT || where->event == VTX_EVENT_ENTRY)
         return by_cpu | where->cpu;
     return scanner->last_bare; /* a detail: of the exit that was last seen */
 }
@@ -235,7 +235,7 @@ static void add_to_exit(vtx_exits *scanner, stream *in, const frame *where, cons
 }
 
 static int usable(const frame *where, const payload *what) {
-    if (what->state == PAYLOAD_BAD)
+    if (what->state == PAYLOAD_BAD && where->event != VTX_EVENT_ENTRY)
         return 0;
     switch (where->event) {
     case VTX_EVENT_EXIT:
@@ -245,7 +245,8 @@ static int usable(const frame *where, const payload *what) {
         return (what->has & HAS_REASON) != 0;
     case VTX_EVENT_INJECT:
         return (what->has & HAS_VECTOR) != 0;
-    case VTX_EVENT_ENTRY:
+    case VTX_EVENT_ENTRY: /* acrntrace names a processor and nothing else */
+        return what->has & HAS_SUBJECT || (where->stamp_without_unit && where->cpu != EXITS_NO_CPU);
     case VTX_EVENT_PAGE_FAULT:
     case VTX_EVENT_MSR:
     case VTX_EVENT_PIO:

@@ -103,5 +103,8 @@ int take(cursor *in, payload *out, enum base base, uint64_t *value, int *found);
 void read_exit(cursor *in, payload *out);
 /* The short way (exits_usual.c): 0 if the words are not exactly the usual ones. */
 int read_usual(enum vtx_exit_event event, const char *at, const char *end, payload *out);
+/* Fields as key=value (exits_fields.c): 0 if the words are no such fields. */
+int read_fields(enum vtx_exit_event event, const char *at, const char *end, int cut,
+                payload *out);
 
 #endif

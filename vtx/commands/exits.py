@@ -31,7 +31,7 @@ class Exits(Command):
     """Show where the VM exits of a recorded trace spend their time.
 
     TRACE is text of ftrace ('trace', 'trace_pipe'), 'trace-cmd report', 'perf script',
-    'perf kvm stat report' or 'xenalyze --dump-all', packed with gzip or xz or not. Mails
+    'perf kvm stat report', 'xenalyze --dump-all' or acrntrace, packed with gzip or xz or not. Mails
     and bug reports will do: quoted and broken lines are put together again. Examples:
 
     vtx exits trace.txt.gz

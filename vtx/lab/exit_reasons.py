@@ -6,10 +6,12 @@ import re
 from functools import cache
 
 from vtx.errors import UnknownName
-from vtx.facts.exits import EXITS, find_exit_reason
+from vtx.facts.exits import EXITS, ExitReason, find_exit_reason, kvm_name
 
-__all__ = ["is_amd", "reason_number"]
+__all__ = ["is_amd", "printed_name", "reason_number"]
 
+#: The number alone, as tools print it that read the event's fields and not its text.
+_BARE = re.compile(r"0x[0-9a-fA-F]+|\d+")
 _NUMBERED = re.compile(r"UNKNOWN \((-?\d+)\)|(0x[0-9a-fA-F]+|\d+)")
 #: Names of AMD-V's exit codes in KVM's tracepoints that no VT-x exit has. Those that both have
 #: (hlt, cpuid, invlpg ...) tell nothing.
@@ -75,13 +77,15 @@ _AMD = frozenset(
         "XF",
     ]
 )
+#: The field of kvm_exit that says whose exit reasons these are.
+_AMD_ISA = "isa=2"
 _AMD_FORM = re.compile(r"(EXIT|VMEXIT|SVM_EXIT)_[A-Z0-9_]+|(read|write)_[cd]r\d+|[A-Z]{2} excp")
 
 
 @cache
 def is_amd(name: str) -> bool:
     """Whether only AMD-V has an exit of this name."""
-    return name in _AMD or _AMD_FORM.fullmatch(name) is not None
+    return name in _AMD or name == _AMD_ISA or _AMD_FORM.fullmatch(name) is not None
 
 
 @cache
@@ -100,3 +104,10 @@ def reason_number(name: str) -> int | None:
         return int(find_exit_reason(name.removesuffix("_FAST")).reason)
     except UnknownName:
         return None
+
+
+@cache
+def printed_name(name: str) -> str:
+    """Return what to call a reason: for a bare number of the manual's, the name KVM prints."""
+    number = reason_number(name) if _BARE.fullmatch(name) else None
+    return name if number is None else kvm_name(ExitReason(number))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtx.errors import InputError
 from vtx.hypervisor.importers.ahead import Ahead
-from vtx.lab.exit_reasons import is_amd
+from vtx.lab.exit_reasons import is_amd, printed_name
 from vtx.lab.exit_rows import Lines
 from vtx.lab.report import counted
 from vtx.machine.exit_scanner import ExitScanner, exit_dtype
@@ -32,7 +32,8 @@ class ExitReader:
     Parameters
     ----------
     source : Source
-        The trace: text of ftrace, ``trace-cmd report``, ``perf script`` or ``xenalyze``.
+        The trace: text of ftrace, ``trace-cmd report``, ``perf script``, ``xenalyze``,
+        ``acrntrace`` or kvmtrace.
     progress : callable, optional
         Called with bytes done and bytes in all, a few times a second.
     """
@@ -110,7 +111,7 @@ class ExitReader:
 
     def _note(self) -> None:
         """Say what the statistics may know of the batch that goes to them."""
-        self.names = list(self.scanner.names)
+        self.names = [printed_name(name) for name in self.scanner.names]
         self.xen = "vmexit" in self.scanner.events()
 
     def _tell(self) -> None:
