@@ -67,7 +67,7 @@ def test_the_two_commands_set_up_and_test():
     first, second = block("console").splitlines()
     assert first.startswith("$ python3 -m venv .venv && ")
     assert " vtx compare traces/" in first.replace(".venv/bin/vtx", " vtx").replace("  ", " ")
-    assert second.endswith(".venv/bin/python -m pytest")
+    assert second.endswith(".venv/bin/python -m pytest -n auto")
     trace = ROOT / first.rsplit(" ", 1)[1]
     assert trace.is_file()
 
@@ -75,4 +75,5 @@ def test_the_two_commands_set_up_and_test():
 @pytest.mark.parametrize("page", sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]))
 def test_links_between_pages_resolve(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), target
+        if not target.startswith("generated/"):  # made, and checked, when the site is built
+            assert (page.parent / target).exists(), target
