@@ -35,7 +35,7 @@ class ExitReport:
     name : str
         The file.
     form : str
-        ``"trace"``, ``"xenalyze"`` or ``"perf kvm stat"``.
+        ``"trace"``, ``"xenalyze"``, ``"xenalyze summary"`` or ``"perf kvm stat"``.
     rows : list of ExitRow
         By reason, in order.
     total : Tally

@@ -10,6 +10,7 @@ from vtx.errors import UsageError
 from vtx.hypervisor.importers.exits import ExitReader
 from vtx.hypervisor.importers.source import Source, open_source
 from vtx.hypervisor.importers.stat_tables import StatTable, is_stat_report, read_stat_report
+from vtx.hypervisor.importers.xen_summary import is_xen_summary, read_xen_summary
 from vtx.lab.exit_report import ExitReport
 from vtx.lab.exit_rows import Tally
 from vtx.lab.exit_watch import ExitWatch
@@ -91,11 +92,15 @@ def report_of(
     taps: Sequence[Tap] = (),
 ) -> ExitReport:
     """Read a source that is open; otherwise as :func:`read_report`."""
-    if is_stat_report(source.peek()):
+    summary = is_xen_summary(source.peek())
+    if summary or is_stat_report(source.peek()):
         if views.per_vcpu or views.slice_ns or views.than_ns is not None:
             raise UsageError(
-                f"{source.name} is a report of perf kvm stat: it has no single exits to look at"
+                f"{source.name} is a report of {'xenalyze' if summary else 'perf kvm stat'}: "
+                "it has no single exits to look at"
             )
+        if summary:
+            return _xen_summary(source)
         return _stat_report(source)
     return _trace_report(source, views, progress, taps)
 
@@ -168,6 +173,21 @@ def _warnings(reader: ExitReader) -> list[str]:
         unit = {3: "1 ms", 6: "1 us"}.get(counts["fraction_digits"])
         found.append(f"Stamps have {unit or 'a'} resolution; shorter times read 0.")
     return found
+
+
+def _xen_summary(source: Source) -> ExitReport:
+    rows, lines = read_xen_summary(source)
+    report = ExitReport(
+        name=source.name,
+        form="xenalyze summary",
+        rows=rows,
+        total=Tally(),
+        lines=lines,
+        warnings=["A summary of xenalyze has counts, and cycles of an unknown clock: no times."],
+    )
+    for row in rows:
+        report.total.add(row.samples, None)
+    return report
 
 
 def _stat_report(source: Source) -> ExitReport:
