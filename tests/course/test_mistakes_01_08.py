@@ -221,3 +221,35 @@ def test_a_mistake_is_named(tmp_path: Path, number: str, right: str, wrong: str,
     path.write_text(source.replace(right, wrong), encoding="utf-8")
     bad = [remark for remark in check(lesson, str(path), 1) if not remark.good]
     assert says in " ".join(f"{remark.what} {remark.hint}" for remark in bad)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("cpu.regs.rbx = b'Teac'", "cpu.regs.rbx is b'Teac': a register holds an int"),
+        ("cpu.regs.rcx = -1", "cpu.regs.rcx is -0x1, which has no 64 bits"),
+        ("cpu.regs.rcx = 1 << 64", "which has no 64 bits"),
+        ("cpu.regs.eax = 0", "line 2, in handle: AttributeError: unknown register 'eax'"),
+        ("cpu.rax = 0", "it is cpu.regs.rax"),
+        ("exit.port", "it is exit.io.port"),
+    ],
+)
+def test_a_handler_that_writes_the_wrong_thing(tmp_path: Path, line: str, says: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(f"def handle(cpu, exit):\n    {line}\n    cpu.skip(exit)\n", encoding="utf-8")
+    bad = [remark for remark in check(find_lesson("05"), str(path), 1) if not remark.good]
+    assert says in bad[0].what
+
+
+def test_a_checker_that_stumbles_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(lab: object) -> None:
+        raise TypeError("unsupported operand")
+
+    monkeypatch.setattr("vtx.course.runner._checker", lambda lesson: stumble)
+    path = tmp_path / "mine.py"
+    path.write_text("", encoding="utf-8")
+    (remark,) = check(find_lesson("05"), str(path), 1)
+    assert (
+        remark.what == "the checker could not judge what it found: TypeError: unsupported operand"
+    )
+    assert not remark.good

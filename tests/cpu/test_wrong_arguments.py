@@ -95,6 +95,14 @@ def test_misspelt_registers(cpu, name, hint):
         getattr(cpu.regs, name)
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"), [("eax", "it is rax & 0xFFFFFFFF"), ("ch", "it is rcx >> 8 & 0xFF")]
+)
+def test_parts_of_registers_cannot_be_set(cpu, name, hint):
+    with pytest.raises(AttributeError, match=hint):
+        setattr(cpu.regs, name, 1)
+
+
 def test_a_register_set_beside_the_registers(cpu):
     with pytest.raises(AttributeError, match=r"it is cpu\.regs\.rax"):
         cpu.rax = 1

@@ -250,6 +250,7 @@ class Lab:
             if info.reason == last:
                 return
             handle(cpu, exit)
+            _judge_registers(cpu)
             watched.registers.append(cpu.regs.as_dict())
             exit = cpu.vmresume()
         what = f"after {_MOST_EXITS} VM exits the guest still runs"
@@ -299,6 +300,17 @@ class Lab:
             place = _line(error, self._path)
             text = str(error) if isinstance(error, VtxError) else f"{type(error).__name__}: {error}"
             raise StudentError(f"{place}in {name}: {text}", _explain(error)) from error
+
+
+def _judge_registers(cpu: Cpu) -> None:
+    """Refuse what no register can hold, before the guest or the checker meets it."""
+    for name, value in cpu.regs.as_dict().items():
+        if not isinstance(value, int):
+            hint = "int.from_bytes(text, 'little')" if isinstance(value, bytes) else ""
+            raise StudentError(f"cpu.regs.{name} is {value!r}: a register holds an int", hint)
+        if not 0 <= value < 1 << 64:
+            hint = "cut it: & 0xFFFF_FFFF_FFFF_FFFF"
+            raise StudentError(f"cpu.regs.{name} is {value:#x}, which has no 64 bits", hint)
 
 
 def _explain(error: Exception) -> str:

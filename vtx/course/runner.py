@@ -137,6 +137,10 @@ def check(lesson: Lesson, path: str, seed: int) -> list[Remark]:
     except EmulationStopped as stopped:
         # The student's own loop was entering the guest.
         return [*(lab.remarks if lab else []), Remark(False, str(stopped))]
+    except Exception as error:
+        # What a student may leave behind is without end: better this than no answer.
+        what = f"the checker could not judge what it found: {type(error).__name__}: {error}"
+        return [*(lab.remarks if lab else []), Remark(False, what, "are all values of its kind?")]
     finally:
         if lab is not None:
             lab.close()

@@ -245,7 +245,7 @@ class Registers:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> NoReturn:
-            raise misspelt("register", name, dir(type(self)), _PARTS)
+            raise misspelt("register", name, (*self.__slots__, *SystemRegisters._fields), _PARTS)
 
     rax: int
     rcx: int
@@ -420,5 +420,16 @@ def _member(name: str) -> property:
     return property(attrgetter(f"system.{name}"), replace)
 
 
+def _elsewhere(name: str) -> property:
+    """Return a property that says where the part of a register is, whoever reads or sets it."""
+
+    def refuse(self: Registers, value: object = None) -> NoReturn:
+        raise misspelt("register", name, (), _PARTS)
+
+    return property(refuse, refuse)
+
+
 for _name in SystemRegisters._fields:
     setattr(Registers, _name, _member(_name))
+for _name in _PARTS:
+    setattr(Registers, _name, _elsewhere(_name))

@@ -59,7 +59,7 @@ def registers(frame: Frame, before: Frame | None) -> list[str]:
         for name in pair:
             value = frame.registers[name]
             changed = before is not None and before.registers[name] != value
-            cells.append(f"{'*' if changed else ' '}{name:<6}{value:016x}")
+            cells.append(f"{'*' if changed else ' '}{name:<6} {value:016x}")
         rows.append(" ".join(cells))
     flags = frame.registers["rflags"]
     rows.append("  " + " ".join(name for name, bit in _FLAGS if flags >> bit & 1))
