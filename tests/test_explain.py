@@ -14,7 +14,7 @@ import vtx
 from vtx.errors import UnknownName, UsageError
 from vtx.explanation import KINDS, Article, Explanation, explain
 from vtx.explanation.search import search
-from vtx.facts.controls import GROUPS
+from vtx.facts.controls import GROUPS, ControlInfo
 from vtx.facts.ept import ENTRY_FORMATS
 from vtx.facts.exiting import BOUNDARY_PRIORITY, CHANGED, CONDITIONAL, EVENTS, UNCONDITIONAL
 from vtx.facts.exits import EXITS
@@ -240,6 +240,13 @@ def test_fields_with_a_layout_are_drawn() -> None:
     rows = only(explain("eptp")).tables[1].rows
     assert rows[0].meaning == "memory type for the EPT paging structures: 0 UC, 6 WB"
     assert only(explain("guest_cs_access_rights")).tables[1].title == "Segment access rights"
+
+
+@pytest.mark.parametrize("info", [one for group in GROUPS.values() for one in group.controls])
+def test_a_control_is_drawn_in_its_word(info: ControlInfo) -> None:
+    (table,) = only(explain(f"control {info.key}")).tables
+    assert (str(info.bit), info.name) in [(row.bits, row.name) for row in table.rows]
+    assert len(table.rows) <= 3
 
 
 def test_a_control_tells_capability_bit_dependencies_and_fields() -> None:

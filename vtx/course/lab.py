@@ -304,7 +304,8 @@ class Lab:
 
 def _judge_registers(cpu: Cpu) -> None:
     """Refuse what no register can hold, before the guest or the checker meets it."""
-    for name, value in cpu.regs.as_dict().items():
+    found: dict[str, object] = dict(cpu.regs.as_dict())
+    for name, value in found.items():
         if not isinstance(value, int):
             hint = "int.from_bytes(text, 'little')" if isinstance(value, bytes) else ""
             raise StudentError(f"cpu.regs.{name} is {value!r}: a register holds an int", hint)

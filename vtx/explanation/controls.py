@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from vtx import sdm
-from vtx.explanation.article import Article
+from vtx.explanation.article import Article, BitTable, Row
 from vtx.explanation.tables import upper_first
 from vtx.facts.controls import GROUPS, ControlGroup, ControlInfo, find_control, find_controls
 from vtx.facts.fields import FIELDS
@@ -54,9 +54,23 @@ def _article(info: ControlInfo, group: ControlGroup) -> Article:
         title=f"{info.sdm_name}: bit {info.bit} of the {_lower_first(group.title)}",
         summary=f"{upper_first(info.meaning)}.",
         facts=_facts(info, group, mask, fields),
+        tables=(_place(info, group),),
         note=info.note or "",
         sections=(_SECTIONS[info.group].citation,),
         related=(group.field._name_.lower(), group.capability_msr, *fields),
+    )
+
+
+def _place(info: ControlInfo, group: ControlGroup) -> BitTable:
+    """Draw the control in its word, between its neighbours."""
+    at = group.controls.index(info)
+    near = group.controls[max(at - 1, 0) : at + 2]
+    return BitTable(
+        title=f"In {group.field._name_.lower()}",
+        value=None,
+        sentence="",
+        rows=tuple(Row(str(one.bit), one.name, None, one.sdm_name) for one in near),
+        source=_SECTIONS[info.group].citation,
     )
 
 
