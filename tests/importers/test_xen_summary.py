@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from vtx.cli import main
+from vtx.hypervisor.importers.stat_tables import is_recording
 
 SUMMARY = """\
 -- v0 --
@@ -47,3 +48,16 @@ def test_no_single_exits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     file.write_text(SUMMARY)
     assert main(["exits", str(file), "--per-vcpu"]) == 2
     assert "report of xenalyze" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        SUMMARY,
+        "CPU0 0x10 100 vmexit [exit reason = 0x00000030, rIP = 0x1000]\n",
+        "1 (+ 5)  VMEXIT   vcpu = 0x00000001  pid = 0x2 [ exitcode = 0x30, rip = 0x1000 ]\n",
+    ],
+)
+def test_recognised_as_recordings(head: str) -> None:
+    assert is_recording(head.encode())
+    assert not is_recording(b"schema: 1\n" + head.encode())

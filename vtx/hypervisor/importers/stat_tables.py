@@ -27,7 +27,10 @@ _MARK = re.compile(rb"\(\s*\+-\s*[\d.]+%\s*\)|VM-EXIT\s+Samples")
 _TRACED = re.compile(rb"kvm_(exit|entry): |\] ?[\d. ]*\S* d\d+v\d+ vm(exit|entry)")
 #: A trace to be run is YAML that begins with the version of its layout.
 _RUNNABLE = re.compile(rb"^schema:\s*\d", re.MULTILINE)
-_RECORDED = re.compile(rb"\bkvm_(exit|entry|nested_vmexit):|\bd\d+v\d+ vm(exit|entry)\b")
+_RECORDED = re.compile(
+    rb"\bkvm_(exit|entry|nested_vmexit):|\bd\d+v\d+ vm(exit|entry)\b"
+    rb"|\bvmexit \[|\bVMEXIT +vcpu =|\d% +\d+ cyc\b"
+)
 _QUOTING = re.compile(r"^(?:\s*>)+")
 _WRAPS = 3
 
