@@ -245,11 +245,6 @@ class Cpu(Processor):
     ) -> None:
         self.machine.__exit__(kind, error, traceback)
 
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> NoReturn:
-            raise misspelt("part of a logical processor", name, dir(self), _REGISTERS)
-
     @property
     def peers(self) -> Sequence[Processor]:
         """The machine's logical processors."""

@@ -231,7 +231,7 @@ def test_a_mistake_is_named(tmp_path: Path, number: str, right: str, wrong: str,
         ("cpu.regs.rcx = 1 << 64", "which has no 64 bits"),
         ("cpu.regs.eax = 0", "line 2, in handle: AttributeError: unknown register 'eax'"),
         ("cpu.rax = 0", "it is cpu.regs.rax"),
-        ("exit.port", "it is exit.io.port"),
+        ("exit.reson", "did you mean reason?"),
     ],
 )
 def test_a_handler_that_writes_the_wrong_thing(tmp_path: Path, line: str, says: str) -> None:

@@ -67,35 +67,6 @@ def test_a_vmcs_is_indexed_by_fields_and_holds_numbers():
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"),
-    [("reson", "did you mean reason"), ("port", r"it is exit\.io\.port"),
-     ("gpa", r"it is exit\.ept\.gpa"), ("is_write", r"it is exit\.msr\.is_write")],
-)  # fmt: skip
-def test_misspelt_properties_of_an_exit(cpu, name, hint):
-    exit = cpu.vmlaunch(vtx.program("hlt"))
-    with pytest.raises(AttributeError, match=hint):
-        getattr(exit, name)
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [("vmluanch", "did you mean vmlaunch"), ("rax", r"it is cpu\.regs\.rax"),
-     ("cr3", r"it is cpu\.regs\.cr3")],
-)  # fmt: skip
-def test_misspelt_parts_of_a_processor(cpu, name, hint):
-    with pytest.raises(AttributeError, match=hint):
-        getattr(cpu, name)
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"), [("raxx", "did you mean rax"), ("eax", "it is rax & 0xFFFFFFFF")]
-)
-def test_misspelt_registers(cpu, name, hint):
-    with pytest.raises(AttributeError, match=hint):
-        getattr(cpu.regs, name)
-
-
-@pytest.mark.parametrize(
     ("name", "hint"), [("eax", "it is rax & 0xFFFFFFFF"), ("ch", "it is rcx >> 8 & 0xFF")]
 )
 def test_parts_of_registers_cannot_be_set(cpu, name, hint):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vtx.errors import EmulationStopped, EndOfTrace, VMfail, VtxError
+from vtx.errors import EmulationStopped, EndOfTrace, VMfail, VtxError, suggest
 
 if TYPE_CHECKING:
     from vtx.cpu import Cpu
@@ -299,6 +299,9 @@ class Lab:
         except Exception as error:
             place = _line(error, self._path)
             text = str(error) if isinstance(error, VtxError) else f"{type(error).__name__}: {error}"
+            if isinstance(error, AttributeError) and error.name and error.obj is not None:
+                near = suggest(error.name, [one for one in dir(error.obj) if one[0] != "_"])
+                text += f" (did you mean {' or '.join(near)}?)" if near else ""
             raise StudentError(f"{place}in {name}: {text}", _explain(error)) from error
 
 

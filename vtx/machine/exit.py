@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from vtx.errors import UsageError, misspelt
+from vtx.errors import UsageError
 from vtx.facts.exits import EXITS, ExitReason
 from vtx.facts.fields import FIELDS, Field
 from vtx.machine.exit_details import Details, exit_layouts
@@ -43,16 +43,6 @@ _ENTRY_FAILURE = 1 << 31
 _TYPE_NMI = 2
 _PAGE_FAULT = 14
 _ARTICLE_EXITS = frozenset({ExitReason.EPT_VIOLATION, ExitReason.EPT_MISCONFIGURATION})
-#: What the views have, by name: where it is.
-_PARTS = {
-    name: f"exit.{view}.{name}"
-    for view, kind in (
-        ("task_switch", TaskSwitch), ("apic_access", ApicAccess), ("exception", EventInformation),
-        ("dr", DrAccess), ("cr", CrAccess), ("msr", MsrAccess), ("io", IoAccess),
-        ("ept", EptAccess),
-    )
-    for name in kind._fields
-}  # fmt: skip
 
 
 def _is_over(field: int = _EXIT_REASON) -> NoReturn:
@@ -109,11 +99,6 @@ class Exit:
 
     def __repr__(self) -> str:
         return f"<Exit {self.explain()}>"
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> NoReturn:
-            raise misspelt("property of an exit", name, dir(type(self)), _PARTS)
 
     # The VM-exit information fields. Those that every handler asks for do what `read` does
     # themselves: a handler's time is mostly theirs.

@@ -242,11 +242,6 @@ class Registers:
         "xcr0",
     )
 
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> NoReturn:
-            raise misspelt("register", name, (*self.__slots__, *SystemRegisters._fields), _PARTS)
-
     rax: int
     rcx: int
     rdx: int
