@@ -178,7 +178,7 @@ def _prices(figures: Mapping[str, Figure], where: str) -> dict[str, dict[str, An
     if both < 2:
         raise InputError("a CPUID takes no longer than nothing here: it causes no VM exit")
     entry = round(both * _ENTRY_SHARE)
-    inside = {"cycles": 0, "status": "measured", "source": f"within the round trip; {where}"}
+    inside = {"cycles": 0, "status": "derived", "source": f"within the round trip; {where}"}
     extra = memory.middle - both
     return {
         "round_trip": {
