@@ -11,6 +11,7 @@ Bitmap Addresses", "Controls for APIC Virtualization".
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, MutableSet
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
@@ -99,6 +100,7 @@ class _NumberSet(MutableSet[Any]):
     #: What an element is, for messages.
     _what: str
 
+    @abstractmethod
     def _number(self, element: Any) -> int:
         """Return the number that `element` means.
 
@@ -107,16 +109,15 @@ class _NumberSet(MutableSet[Any]):
         InputError
             It means none that can be in the set.
         """
-        raise NotImplementedError
 
-    def _has(self, number: int) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def _has(self, number: int) -> bool: ...
 
-    def _put(self, number: int, there: bool) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _put(self, number: int, there: bool) -> None: ...
 
-    def _all(self) -> Iterable[int]:
-        raise NotImplementedError
+    @abstractmethod
+    def _all(self) -> Iterable[int]: ...
 
     def __contains__(self, element: object) -> bool:
         try:
@@ -187,13 +188,13 @@ class _PageSet(_NumberSet):
     def __init__(self, vmcs: _Vmcs) -> None:
         self._vmcs = vmcs
 
+    @abstractmethod
     def _place(self, number: int) -> tuple[int, int]:
         """Return the index of the page and the bit in it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _numbers(self) -> Iterable[int]:
         """Return every number that the bitmap has a bit for."""
-        raise NotImplementedError
 
     def _without_bitmap(self) -> bool:
         """Tell whether everything exits as long as there is no bitmap."""
@@ -409,7 +410,7 @@ class ExitingSets:
     (True, False, [14])
     """
 
-    _KINDS: Final = {
+    _KINDS: Final[dict[str, Callable[[_Vmcs], MutableSet[Any]]]] = {
         "ports": _Ports,
         "msr_reads": _MsrReads,
         "msr_writes": _MsrWrites,

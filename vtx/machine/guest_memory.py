@@ -6,6 +6,7 @@ and no right looked at. What the processor itself does is :mod:`vtx.machine.mmu`
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
@@ -113,13 +114,13 @@ def _legacy(cr3: int, pse: bool, read: Callable[[int, int], int], linear: int) -
     return entry & 0xFFFF_F000 | linear & (_PAGE - 1)
 
 
-class _Bytes:
+class _Bytes(ABC):
     """Bytes by address: an index gives one, a slice as many as it spans."""
 
     _kind: str
 
-    def _host(self, address: int) -> tuple[Memory, int]:
-        raise NotImplementedError
+    @abstractmethod
+    def _host(self, address: int) -> tuple[Memory, int]: ...
 
     def __getitem__(self, where: int | slice) -> int | bytes:
         if isinstance(where, slice):
