@@ -234,9 +234,18 @@ static size_t generate(uint8_t *data, size_t most) {
             for (size_t k = 0; k < 7 && i + k < size; k++)
                 data[i + k] = array[k];
         }
-    if (size > 80) { /* few changes of tables, so that much is left for the operations */
-        data[12 + 7 * (data[11] % 8)] |= 1;
-        data[12 + 7 * (data[11] % 8) + 3] %= 8;
+    if (size > 80) {
+        uint8_t *rest = data + 12 + 7 * (data[11] % 8);
+        if (next() % 4) {
+            *rest++ = VTX_MAX_CACHES; /* no data caches */
+        } else {
+            const uint8_t cache[5] = {VTX_MAX_CACHES - 1, (uint8_t)(8 << next() % 4),
+                                      (uint8_t)(1 << next() % 3), (uint8_t)(next() % 3), 1};
+            memcpy(rest, cache, sizeof cache);
+            rest += sizeof cache;
+        }
+        rest[0] |= 1;
+        rest[3] %= 8; /* few changes of tables, so that much is left for the operations */
     }
     return size;
 }

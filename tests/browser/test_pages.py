@@ -26,7 +26,10 @@ def replay(made: Path) -> Path:
 
 def calm(tab: Tab) -> None:
     """The page has drawn itself, complained of nothing and asked for nothing."""
-    assert tab.run("return document.documentElement.dataset.charts") == "drawn"
+    until = time.monotonic() + 20
+    while tab.run("return document.documentElement.dataset.charts") != "drawn":
+        assert time.monotonic() < until, "the charts are not drawn"
+        time.sleep(0.05)
     assert tab.complaints() == []
     assert tab.requests() == []
 
