@@ -138,7 +138,11 @@ def _processes(cells: Sequence[Cell], jobs: int) -> Any:
             while (batch and not broken) or running:
                 while batch and not broken and len(running) < _AHEAD * jobs:
                     cell = batch.pop()
-                    running[pool.submit(run_cell, cell)] = cell
+                    try:
+                        running[pool.submit(run_cell, cell)] = cell
+                    except BrokenProcessPool:  # it died between two cells that came back
+                        broken = True
+                        suspects.append(cell)
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     cell = running.pop(future)
